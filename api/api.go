@@ -1,0 +1,135 @@
+// Package api holds what daemon and clients share: the types that travel over
+// the socket, the error codes, and (in stream.go) the frames of an exec session.
+// It imports nothing of banger's own.
+package api
+
+import "time"
+
+// Version is the version of the HTTP API, the first element of every path.
+const Version = "v1"
+
+// VMState is where a VM is in its lifecycle.
+type VMState string
+
+// The states of a VM. See package vm for the drawing.
+const (
+	VMStopped  VMState = "stopped"
+	VMStarting VMState = "starting"
+	VMRunning  VMState = "running"
+	VMStopping VMState = "stopping"
+	VMDeleting VMState = "deleting"
+)
+
+// VM is a virtual machine: what it is (durable) and what is true of it now.
+type VM struct {
+	ID        string     `json:"id" doc:"Random identity, 12 hexadecimal digits."`
+	Name      string     `json:"name"`
+	Owner     uint32     `json:"owner" doc:"Uid of the user whose VM this is."`
+	State     VMState    `json:"state" enum:"stopped,starting,running,stopping,deleting"`
+	Image     string     `json:"image" doc:"Name of the image at the time of creation."`
+	ImageID   string     `json:"image_id"`
+	Kernel    string     `json:"kernel" doc:"Name of the kernel bundle."`
+	CPUs      int        `json:"cpus"`
+	Memory    int64      `json:"memory" doc:"Bytes."`
+	RootSize  int64      `json:"root_size" doc:"Bytes that the root file system can hold beyond the image."`
+	Ephemeral bool       `json:"ephemeral" doc:"Deleted when its lease ends (vm run --rm)."`
+	Engine    string     `json:"engine,omitempty" doc:"The VMM and its accelerator, e.g. qemu/kvm; while it runs."`
+	PID       int        `json:"pid,omitempty" doc:"Process id of the VMM, while it runs."`
+	Agent     string     `json:"agent,omitempty" doc:"Version of the agent in the guest, while it runs."`
+	Created   time.Time  `json:"created"`
+	Started   *time.Time `json:"started,omitempty" doc:"When it last became running, while it runs."`
+	LastError string     `json:"last_error,omitempty" doc:"Why it is not running although it should be, or why its last operation came to nothing."`
+}
+
+// CreateVM asks for a new VM. Zero values take the configured defaults.
+type CreateVM struct {
+	Name      string `json:"name,omitempty" doc:"1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -; a random one where it is empty."`
+	Image     string `json:"image,omitempty"`
+	Kernel    string `json:"kernel,omitempty"`
+	CPUs      int    `json:"cpus,omitempty"`
+	Memory    int64  `json:"memory,omitempty" doc:"Bytes."`
+	RootSize  int64  `json:"root_size,omitempty" doc:"Bytes."`
+	Start     bool   `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
+	Ephemeral bool   `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
+}
+
+// StopVM asks a VM to stop.
+type StopVM struct {
+	Timeout float64 `json:"timeout,omitempty" doc:"Seconds that the guest is given before it is killed; the default where it is 0."`
+}
+
+// OperationStatus says whether an operation is under way and how it ended.
+type OperationStatus string
+
+// The states of an operation.
+const (
+	OperationRunning   OperationStatus = "running"
+	OperationSucceeded OperationStatus = "succeeded"
+	OperationFailed    OperationStatus = "failed"
+	OperationCancelled OperationStatus = "cancelled"
+)
+
+// Operation is a request that takes longer than an answer should. It lives in
+// the daemon's memory for some minutes after its end.
+type Operation struct {
+	ID       string          `json:"id"`
+	Kind     string          `json:"kind" doc:"What is being done, e.g. vm.create."`
+	Target   string          `json:"target" doc:"The id or name of the object that it is done to."`
+	Owner    uint32          `json:"owner"`
+	Status   OperationStatus `json:"status" enum:"running,succeeded,failed,cancelled"`
+	Progress Progress        `json:"progress"`
+	Error    *Error          `json:"error,omitempty"`
+	Created  time.Time       `json:"created"`
+	Finished *time.Time      `json:"finished,omitempty"`
+}
+
+// Progress says what an operation is doing. It is the payload of the events of
+// GET /v1/operations/{id}/events too, which end with an event "done" that
+// carries the Operation.
+type Progress struct {
+	Step    string `json:"step,omitempty" doc:"What is being done, for people, e.g. boot."`
+	Current int64  `json:"current,omitempty" doc:"How much of it is done; bytes, unless Unit says otherwise."`
+	Total   int64  `json:"total,omitempty" doc:"How much there is to do; 0 where that is not known."`
+	Unit    string `json:"unit,omitempty"`
+}
+
+// Reporter takes progress. It may be called often, from any goroutine, and must
+// not block.
+type Reporter func(Progress)
+
+// Image is a root file system from which VMs are made.
+type Image struct {
+	ID      string    `json:"id" doc:"Digest, sha256:..., of what the image consists of."`
+	Name    string    `json:"name"`
+	Owner   uint32    `json:"owner" doc:"Uid of the user whose image this is; everybody may use root's."`
+	Created time.Time `json:"created"`
+	Layers  []Layer   `json:"layers"`
+	Size    int64     `json:"size" doc:"Bytes that its layers take on the disk."`
+	Entries int64     `json:"entries" doc:"Number of files, directories and other entries in it."`
+}
+
+// Layer is one read-only disk of an image.
+type Layer struct {
+	Digest string `json:"digest" doc:"sha256:..., of the uncompressed tar that it was made from."`
+	Size   int64  `json:"size" doc:"Bytes on the disk."`
+}
+
+// Kernel is a bundle of a kernel, its modules and what an initramfs needs.
+type Kernel struct {
+	Name    string    `json:"name"`
+	Release string    `json:"release" doc:"As uname -r says it."`
+	Source  string    `json:"source" doc:"Where it came from: a package with its version, or the name of a file."`
+	Default bool      `json:"default" doc:"Taken by VMs that name none."`
+	Created time.Time `json:"created"`
+	Size    int64     `json:"size" doc:"Bytes on the disk."`
+}
+
+// System describes a daemon.
+type System struct {
+	Version      string    `json:"version" doc:"Version of the daemon."`
+	Installation string    `json:"installation" doc:"Short id of the installation; every kernel object of ours carries it."`
+	PID          int       `json:"pid"`
+	Started      time.Time `json:"started"`
+	StateDir     string    `json:"state_dir"`
+	RunDir       string    `json:"run_dir"`
+}

@@ -1,0 +1,103 @@
+package api
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+)
+
+// Code says what kind of error occurred. The set is closed: the same codes are
+// used by the daemon, on the wire, by the client and for the exit status.
+type Code string
+
+// The codes.
+const (
+	CodeNotFound         Code = "not_found"         // no such object, or none that the caller may see
+	CodeAlreadyExists    Code = "already_exists"    // the name is taken
+	CodeInvalid          Code = "invalid"           // the request, or a file that came with it, is wrong
+	CodeConflict         Code = "conflict"          // the object's state forbids it now
+	CodeUnavailable      Code = "unavailable"       // something that is needed is missing or does not answer
+	CodeNoSpace          Code = "no_space"          // a disk or a quota is full
+	CodePermissionDenied Code = "permission_denied" // the caller may not do that
+	CodeUnsupported      Code = "unsupported"       // this host, kernel or engine cannot do that
+	CodeGuest            Code = "guest"             // the guest or its agent misbehaved
+	CodeInternal         Code = "internal"          // a defect of banger's own
+)
+
+// codes is the one table that maps a code to its HTTP status and to the exit
+// status of the CLI. Exit statuses start at 240, clear of what commands and
+// shells use (0-127, and 128+n for death by signal n).
+var codes = map[Code]struct{ http, exit int }{
+	CodeInternal:         {http.StatusInternalServerError, 240},
+	CodeInvalid:          {http.StatusBadRequest, 241},
+	CodeNotFound:         {http.StatusNotFound, 242},
+	CodeAlreadyExists:    {http.StatusConflict, 243},
+	CodeConflict:         {http.StatusConflict, 244},
+	CodeUnavailable:      {http.StatusServiceUnavailable, 245},
+	CodeNoSpace:          {http.StatusInsufficientStorage, 246},
+	CodePermissionDenied: {http.StatusForbidden, 247},
+	CodeUnsupported:      {http.StatusNotImplemented, 248},
+	CodeGuest:            {http.StatusBadGateway, 249},
+}
+
+// HTTPStatus is the status that an answer with this code carries.
+func (c Code) HTTPStatus() int { return codes[c.orInternal()].http }
+
+// ExitStatus is the status with which the CLI ends on an error with this code.
+func (c Code) ExitStatus() int { return codes[c.orInternal()].exit }
+
+func (c Code) orInternal() Code {
+	if _, known := codes[c]; known {
+		return c
+	}
+	return CodeInternal
+}
+
+// Error is an error as users and programs see it. Message names the operation
+// and the object; Hint, if any, says what to do next.
+type Error struct {
+	Code    Code   `json:"code" enum:"not_found,already_exists,invalid,conflict,unavailable,no_space,permission_denied,unsupported,guest,internal" doc:"What kind of error this is."`
+	Message string `json:"message" doc:"The operation, the object and the reason, on one line."`
+	Hint    string `json:"hint,omitempty" doc:"What to do next, where it is known."`
+
+	cause error
+}
+
+// Errorf makes an Error with a code; the format is that of fmt.Errorf, and an
+// error given to %w can be found again with errors.Is and errors.As.
+func Errorf(code Code, format string, args ...any) *Error {
+	err := fmt.Errorf(format, args...)
+	return &Error{Code: code, Message: err.Error(), cause: errors.Unwrap(err)}
+}
+
+// WithHint returns a copy of e that says what to do next.
+func (e *Error) WithHint(format string, args ...any) *Error {
+	c := *e
+	c.Hint = fmt.Sprintf(format, args...)
+	return &c
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Unwrap returns the error that the message was made from, if any.
+func (e *Error) Unwrap() error { return e.cause }
+
+// AsError finds the Error in err's chain. What carries none becomes an Error
+// with CodeInternal; where outer layers added words to the message of an Error,
+// the words are kept and code and hint are taken from the inner one.
+func AsError(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	inner, ok := errors.AsType[*Error](err)
+	if !ok {
+		return &Error{Code: CodeInternal, Message: err.Error(), cause: err}
+	}
+	if inner.Message == err.Error() {
+		return inner
+	}
+	return &Error{Code: inner.Code, Message: err.Error(), Hint: inner.Hint, cause: err}
+}
+
+// CodeOf returns the code of err, CodeInternal where it has none.
+func CodeOf(err error) Code { return AsError(err).Code }

@@ -1,0 +1,45 @@
+// Package wire holds what the two ends of the channel between host and guest
+// agree on: the kernel command line that tells the agent where its disks are,
+// the layout of the initramfs, the handshake that (re)starts a multiplexed
+// session on a serial channel, and the bodies of the agent's HTTP routes.
+// It imports nothing of banger's own.
+package wire
+
+// Protocol is the version of the agent's HTTP routes. A daemon serves agents of
+// its own version and of MinProtocol and up.
+const (
+	Protocol    = 1
+	MinProtocol = 1
+)
+
+// Where the initramfs keeps what the agent loads. ModulesOrder lists the file
+// names in ModulesDir, one on a line, each after those that it depends on.
+const (
+	ModulesDir   = "/modules"
+	ModulesOrder = "/modules/order"
+)
+
+// SerialPort is the name of the virtio-serial port that is the channel.
+const SerialPort = "banger.agent"
+
+// Health is the answer of GET /health.
+type Health struct {
+	Version  string  `json:"version"`
+	Protocol int     `json:"protocol"`
+	BootID   string  `json:"boot_id"`
+	Uptime   float64 `json:"uptime"` // seconds
+}
+
+// Configure is the body of POST /configure. It may be sent again at any time;
+// zero values leave things as they are.
+type Configure struct {
+	Hostname  string `json:"hostname,omitempty"`
+	MachineID string `json:"machine_id,omitempty"` // 32 hexadecimal digits
+	Time      int64  `json:"time,omitempty"`       // nanoseconds since 1970, UTC
+	Entropy   []byte `json:"entropy,omitempty"`    // credited to the random pool
+}
+
+// Error is the body of an answer with a status of 400 or more.
+type Error struct {
+	Message string `json:"message"`
+}

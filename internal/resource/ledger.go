@@ -1,0 +1,200 @@
+package resource
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+)
+
+// releaseTries is how often a release that is refused (EBUSY, mostly) is tried
+// before the row is left to Recover.
+const releaseTries = 5
+
+// Ledger makes and unmakes objects through their kinds and keeps the rows.
+// It is safe for concurrent use.
+type Ledger struct {
+	store  Store
+	kinds  map[string]Kind
+	bootID string
+	run    string
+	log    *slog.Logger
+}
+
+// New returns the ledger that keeps its rows in store. BootID is the host's
+// current boot; a new run id is drawn.
+func New(store Store, bootID string, log *slog.Logger, kinds ...Kind) *Ledger {
+	l := &Ledger{store: store, kinds: map[string]Kind{}, bootID: bootID, run: RandomName(8), log: log}
+	for _, k := range kinds {
+		l.kinds[k.Kind()] = k
+	}
+	return l
+}
+
+// RandomName returns 2n hexadecimal digits from the system's random source. It is
+// how names that are never used twice are made.
+func RandomName(n int) string {
+	b := make([]byte, n)
+	rand.Read(b)
+	return hex.EncodeToString(b)
+}
+
+// Acquire makes the object called name on behalf of owner. Spec, which may be
+// nil, is kept as JSON for the kind. On an error nothing is left, or, if that
+// does not succeed either, a row that Recover will see to.
+func (l *Ledger) Acquire(ctx context.Context, owner, kind, name string, spec any) (Ref, error) {
+	k, ok := l.kinds[kind]
+	if !ok {
+		return Ref{}, fmt.Errorf("acquire %s %s: no such kind of resource", kind, name)
+	}
+	raw, err := json.Marshal(spec)
+	if err != nil {
+		return Ref{}, fmt.Errorf("acquire %s %s: %w", kind, name, err)
+	}
+	ref := Ref{
+		ID: RandomName(8), Owner: owner, Kind: kind, Name: name, Spec: raw,
+		State: Acquiring, BootID: l.bootID, Run: l.run,
+	}
+	if ref.Seq, err = l.store.InsertResource(ctx, ref); err != nil {
+		return Ref{}, fmt.Errorf("ledger: record %s %s: %w", kind, name, err)
+	}
+	if err := k.Acquire(ctx, ref); err != nil {
+		return Ref{}, l.undo(ctx, ref, err)
+	}
+	ref.State = Held
+	if err := l.store.UpdateResource(ctx, ref); err != nil {
+		return Ref{}, l.undo(ctx, ref, fmt.Errorf("ledger: record %s %s: %w", kind, name, err))
+	}
+	return ref, nil
+}
+
+func (l *Ledger) undo(ctx context.Context, ref Ref, cause error) error {
+	if err := l.Release(context.WithoutCancel(ctx), ref); err != nil {
+		l.log.Error("resource is left to recovery", "kind", ref.Kind, "name", ref.Name, "err", err)
+	}
+	return cause
+}
+
+// Release unmakes an object and deletes its row. An object that will not go keeps
+// its row, with the reason; Recover tries again.
+func (l *Ledger) Release(ctx context.Context, ref Ref) error {
+	k, ok := l.kinds[ref.Kind]
+	if !ok {
+		return fmt.Errorf("release %s %s: no such kind of resource", ref.Kind, ref.Name)
+	}
+	ref.State, ref.Run = Releasing, l.run
+	// A full disk must not keep what is there from being given back: the object
+	// goes all the same, its row (still there, in an older state) after it.
+	markErr := l.store.UpdateResource(ctx, ref)
+	err := l.unmake(ctx, k, ref)
+	if err != nil {
+		ref.Error = err.Error()
+		return errors.Join(err, markErr, l.store.UpdateResource(ctx, ref))
+	}
+	if err := l.store.DeleteResource(ctx, ref.ID); err != nil {
+		return fmt.Errorf("ledger: forget %s %s: %w", ref.Kind, ref.Name, err)
+	}
+	return nil
+}
+
+// unmake releases until Inspect says that the object is absent.
+func (l *Ledger) unmake(ctx context.Context, k Kind, ref Ref) error {
+	delay := 10 * time.Millisecond
+	for try := 1; ; try++ {
+		err := k.Release(ctx, ref)
+		if err == nil {
+			presence, ierr := k.Inspect(ctx, ref)
+			switch {
+			case ierr != nil:
+				err = ierr
+			case presence == Ours:
+				err = fmt.Errorf("release %s %s: it is still there", ref.Kind, ref.Name)
+			default: // absent; or somebody else's by now, which we never touch
+				return nil
+			}
+		}
+		if try == releaseTries {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-time.After(delay):
+		}
+		delay *= 4
+	}
+}
+
+// ReleaseOwner releases all that is held on behalf of owner, last acquired first.
+// It goes on after an error, and returns all of them.
+func (l *Ledger) ReleaseOwner(ctx context.Context, owner string) error {
+	refs, err := l.store.Resources(ctx, owner)
+	if err != nil {
+		return fmt.Errorf("ledger: list resources of %s: %w", owner, err)
+	}
+	var errs []error
+	for _, ref := range slices.Backward(refs) {
+		errs = append(errs, l.Release(ctx, ref))
+	}
+	return errors.Join(errs...)
+}
+
+// Held returns what is held on behalf of owner, in order of acquisition.
+func (l *Ledger) Held(ctx context.Context, owner string) ([]Ref, error) {
+	refs, err := l.store.Resources(ctx, owner)
+	if err != nil {
+		return nil, fmt.Errorf("ledger: list resources of %s: %w", owner, err)
+	}
+	return slices.DeleteFunc(refs, func(r Ref) bool { return r.State != Held }), nil
+}
+
+// Recover makes the ledger and the host agree, before anything else is done to
+// either:
+//
+//   - rows that an earlier run left acquiring or releasing are released;
+//   - rows of owners that are gone, by the word of alive, are released;
+//   - rows of volatile kinds from an earlier boot are released;
+//   - objects that bear our tag and have no row are released.
+//
+// It goes on after an error and returns all of them; a second call does nothing
+// more where the first one succeeded.
+func (l *Ledger) Recover(ctx context.Context, alive func(owner string) bool) error {
+	refs, err := l.store.Resources(ctx, "")
+	if err != nil {
+		return fmt.Errorf("ledger: list resources: %w", err)
+	}
+	var errs []error
+	known := map[string]bool{}
+	for _, ref := range slices.Backward(refs) {
+		known[ref.Kind+" "+ref.Name] = true
+		k, ok := l.kinds[ref.Kind]
+		if !ok {
+			errs = append(errs, fmt.Errorf("ledger: %s %s: no such kind of resource", ref.Kind, ref.Name))
+			continue
+		}
+		unfinished := ref.State != Held && (ref.Run != l.run || ref.Error != "")
+		if unfinished || k.Volatile() && ref.BootID != l.bootID || !alive(ref.Owner) {
+			l.log.Info("recover: release", "kind", ref.Kind, "name", ref.Name, "owner", ref.Owner, "state", ref.State)
+			errs = append(errs, l.Release(ctx, ref))
+		}
+	}
+	for _, k := range l.kinds {
+		objects, err := k.List(ctx)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		for _, o := range objects {
+			if !known[o.Kind+" "+o.Name] {
+				l.log.Warn("recover: release an object without a row", "kind", o.Kind, "name", o.Name)
+				errs = append(errs, l.unmake(ctx, k, o))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,116 @@
+// Package vmm declares what banger wants of a virtual machine monitor: the
+// Driver contract, which each subpackage implements for one VMM program, and
+// the description of a machine in terms that every VMM understands.
+//
+// Drivers know processes, disks and sockets, never VMs: package vm acquires
+// everything that a Machine names before a driver sees it, and gives it back
+// after. The conformance suite in vmmtest holds for every driver.
+package vmm
+
+import (
+	"context"
+	"net"
+	"time"
+)
+
+// Machine describes a machine to start, in things that exist already. All paths
+// are absolute.
+type Machine struct {
+	ID      string // names the machine in the VMM's own messages
+	CPUs    int
+	Memory  int64  // bytes, a multiple of 1 MiB
+	Kernel  string // an uncompressed ELF vmlinux
+	Initrd  string
+	Cmdline string // what the guest is to be told; the driver adds what its devices and its accelerator need
+	Disks   []Disk // in this order they are /dev/vda, /dev/vdb, ... in the guest
+	Console string // the file to which the first serial port is appended
+	Log     string // the file to which the VMM's own messages are appended
+	RunDir  string // an empty directory of this run's, for sockets
+	Cgroup  string // the directory of an empty cgroup (v2) in which the VMM is to be born
+}
+
+// Disk is a raw disk image.
+type Disk struct {
+	Path     string
+	ReadOnly bool
+}
+
+// Info says what a driver would run, and how.
+type Info struct {
+	Binary  string // path of the VMM program
+	Version string
+	Accel   string // "kvm" or "tcg"
+	Reason  string // why this accelerator, for people
+}
+
+// Driver drives one VMM program. Its methods may be called concurrently, for
+// different machines.
+type Driver interface {
+	// Name is what users call it: "qemu", "firecracker".
+	Name() string
+
+	// Check finds out whether machines can be started here. Its error (code
+	// unavailable or unsupported) says what is missing and where to get it.
+	// It may be slow the first time and is cheap from then on.
+	Check(context.Context) (Info, error)
+
+	// Start starts a machine. It returns when the VMM has accepted the machine
+	// and runs it, not when the guest is ready. On an error no process is left.
+	// Cancelling the context after Start has returned has no effect.
+	Start(context.Context, Machine) (Instance, error)
+
+	// Attach takes up a machine that an earlier run of the daemon started with
+	// the same description. The VMM's process is found in the machine's cgroup
+	// and its sockets in the run directory. An error means that there is no
+	// process, or none that answers.
+	Attach(context.Context, Machine) (Instance, error)
+}
+
+// Instance is a running machine. It outlives the daemon: only the end of its
+// VMM ends it. To kill it is not the driver's affair but that of whoever owns
+// the cgroup.
+type Instance interface {
+	// PID is the VMM's process id.
+	PID() int
+
+	// Dial opens the host's end of the raw channel to the agent.
+	// See Channel for what it gives.
+	Dial(context.Context) (net.Conn, error)
+
+	// Channel says what kind of channel Dial opens.
+	Channel() Channel
+
+	// PowerButton presses the power button, which a guest may obey or not.
+	// Drivers that have none return an error with code unsupported.
+	PowerButton(context.Context) error
+
+	// Exited is closed when the VMM has ended.
+	Exited() <-chan struct{}
+
+	// Exit says how it ended. Valid once Exited is closed.
+	Exit() Exit
+
+	// Close lets go of the machine, which runs on.
+	Close() error
+}
+
+// Channel is a kind of connection between host and agent.
+type Channel string
+
+const (
+	// ChannelSerial is one byte stream for the machine's life, over which
+	// connections are multiplexed. A new Dial takes it over; bytes that belong
+	// to the former one may still arrive, in both directions.
+	ChannelSerial Channel = "serial"
+	// ChannelStream gives a connection to the agent for each Dial (vsock).
+	ChannelStream Channel = "stream"
+)
+
+// Exit says how a VMM ended.
+type Exit struct {
+	Known  bool   // false for a VMM that this daemon did not start
+	Code   int    // exit status, if it exited
+	Signal string // name of the signal that killed it, else empty
+	At     time.Time
+	Log    string // the last lines of the VMM's own messages, at most 4 KiB
+}
