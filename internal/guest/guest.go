@@ -1,0 +1,184 @@
+// Package guest is the host's side of the channel to the agent in a guest: it
+// makes a raw connection into one that carries many HTTP requests, and makes the
+// few requests that the daemon itself has. The guest is hostile: every answer is
+// bounded in size and time, and a guest that opens streams of its own is cut off.
+package guest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"banger/api"
+	"banger/internal/guest/wire"
+)
+
+// Dialer opens the raw channel: once for a serial one, for each connection for
+// one of streams.
+type Dialer func(context.Context) (net.Conn, error)
+
+// Kind says what a Dialer's connections are. The values are those of vmm.Channel.
+type Kind string
+
+// The kinds of channel.
+const (
+	Serial Kind = "serial" // one byte stream, on which connections are multiplexed
+	Stream Kind = "stream" // each dial is a connection to the agent
+)
+
+const (
+	requestTimeout = 10 * time.Second
+	maxBody        = 64 << 10
+)
+
+// Conn is a connection to an agent. Its methods may be called concurrently.
+type Conn struct {
+	transport *http.Transport
+	session   *yamux.Session // nil for streams
+	raw       net.Conn
+	done      chan struct{}
+	once      sync.Once
+}
+
+// Connect reaches the agent and checks that it speaks a protocol of ours. On a
+// serial channel it waits until the agent answers the handshake, as long as ctx
+// allows; sync is the secret of that handshake.
+func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, error) {
+	c := &Conn{done: make(chan struct{})}
+	open := dial
+	if kind == Serial {
+		if err := c.startSession(ctx, dial, sync); err != nil {
+			return nil, err
+		}
+		open = func(context.Context) (net.Conn, error) { return c.session.Open() }
+	}
+	c.transport = &http.Transport{
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return open(ctx) },
+		MaxIdleConns:           4,
+		MaxResponseHeaderBytes: maxBody,
+		ResponseHeaderTimeout:  30 * time.Second,
+		DisableCompression:     true,
+		IdleConnTimeout:        time.Minute,
+	}
+	health, err := c.Health(ctx)
+	if err != nil {
+		c.Close()
+		return nil, err
+	}
+	if health.Protocol < wire.MinProtocol || health.Protocol > wire.Protocol {
+		c.Close()
+		return nil, api.Errorf(api.CodeGuest, "connect to agent: it speaks protocol %d, the daemon %d to %d",
+			health.Protocol, wire.MinProtocol, wire.Protocol).WithHint("stop the VM and start it again")
+	}
+	return c, nil
+}
+
+func (c *Conn) startSession(ctx context.Context, dial Dialer, secret string) error {
+	raw, err := dial(ctx)
+	if err != nil {
+		return api.Errorf(api.CodeGuest, "connect to agent: %w", err)
+	}
+	synced, err := wire.Sync(ctx, raw, secret)
+	if err != nil {
+		_ = raw.Close()
+		return api.Errorf(api.CodeGuest, "connect to agent: %w", err)
+	}
+	session, err := yamux.Client(synced, wire.YamuxConfig(true))
+	if err != nil {
+		_ = raw.Close()
+		return api.Errorf(api.CodeInternal, "connect to agent: %w", err)
+	}
+	c.raw, c.session = raw, session
+	go func() {
+		// A guest has no business opening streams; Accept also returns at the session's end.
+		_, _ = session.Accept()
+		c.Close()
+	}()
+	return nil
+}
+
+// Health asks the agent who it is.
+func (c *Conn) Health(ctx context.Context) (wire.Health, error) {
+	var h wire.Health
+	return h, c.do(ctx, "ask agent for its health", http.MethodGet, "/health", nil, &h)
+}
+
+// Configure tells the agent the guest's name, time and the like.
+func (c *Conn) Configure(ctx context.Context, cfg wire.Configure) error {
+	return c.do(ctx, "configure guest", http.MethodPost, "/configure", cfg, nil)
+}
+
+// PowerOff asks the agent to power the guest off. It returns when the agent has
+// taken the request up.
+func (c *Conn) PowerOff(ctx context.Context) error {
+	return c.do(ctx, "power guest off", http.MethodPost, "/poweroff", nil, nil)
+}
+
+// Transport makes requests to the agent, whatever their host.
+func (c *Conn) Transport() http.RoundTripper { return c.transport }
+
+// Done is closed when the session has broken or Close was called. A connection
+// of streams never breaks by itself.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// Close lets go of the channel; requests under way end with errors.
+func (c *Conn) Close() {
+	c.once.Do(func() {
+		if c.raw != nil {
+			_ = c.raw.Close()
+			_ = c.session.Close()
+		}
+		if c.transport != nil {
+			c.transport.CloseIdleConnections()
+		}
+		close(c.done)
+	})
+}
+
+func (c *Conn) do(ctx context.Context, what, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	var body io.Reader
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	resp, err := c.transport.RoundTrip(req)
+	if err != nil {
+		return api.Errorf(api.CodeGuest, "%s: %w", what, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	if err != nil {
+		return api.Errorf(api.CodeGuest, "%s: %w", what, err)
+	}
+	if resp.StatusCode >= 400 {
+		var e wire.Error
+		if json.Unmarshal(answer, &e) != nil || e.Message == "" {
+			e.Message = resp.Status
+		}
+		return api.Errorf(api.CodeGuest, "%s: %q", what, e.Message)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.Unmarshal(answer, out); err != nil {
+		return api.Errorf(api.CodeGuest, "%s: the answer is not understood: %w", what, err)
+	}
+	return nil
+}
