@@ -1,0 +1,99 @@
+// Package config knows where an installation keeps its things and reads its
+// configuration file. It is a leaf: it imports nothing of banger's own but api.
+package config
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"banger/api"
+
+	"github.com/docker/go-units"
+	"github.com/pelletier/go-toml/v2"
+)
+
+// Paths are the directories of one installation. Several live side by side on a
+// host when their paths differ.
+type Paths struct {
+	State  string // what must survive a reboot
+	Run    string // sockets; may lie on a tmpfs
+	Config string // the configuration file
+}
+
+// FromEnv returns the paths that BANGER_STATE_DIR, BANGER_RUN_DIR and
+// BANGER_CONFIG name, or the defaults, all absolute.
+func FromEnv() Paths {
+	abs := func(env, fallback string) string {
+		path, err := filepath.Abs(cmp.Or(os.Getenv(env), fallback))
+		if err != nil {
+			return fallback // no working directory: what is relative has no meaning
+		}
+		return path
+	}
+	return Paths{
+		State:  abs("BANGER_STATE_DIR", "/var/lib/banger"),
+		Run:    abs("BANGER_RUN_DIR", "/run/banger"),
+		Config: abs("BANGER_CONFIG", "/etc/banger/config.toml"),
+	}
+}
+
+// Socket is where the daemon listens.
+func (p Paths) Socket() string { return filepath.Join(p.Run, "bangerd.sock") }
+
+// Size is a number of bytes, written as 512M or 10G (binary units).
+type Size int64
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Size) UnmarshalText(text []byte) error {
+	n, err := units.RAMInBytes(string(text))
+	*s = Size(n)
+	return err
+}
+
+// Config is the content of the configuration file. Every key has a default.
+type Config struct {
+	Group string `toml:"group"` // members may use the daemon; VMs are their own
+	VM    struct {
+		Image    string `toml:"image"`
+		CPUs     int    `toml:"cpus"`
+		Memory   Size   `toml:"memory"`
+		RootSize Size   `toml:"root_size"`
+	} `toml:"vm"`
+	Image struct {
+		MaxSize    Size  `toml:"max_size"`
+		MaxEntries int64 `toml:"max_entries"`
+	} `toml:"image"`
+	QEMU struct {
+		Binary string `toml:"binary"`
+	} `toml:"qemu"`
+}
+
+// Load reads the file at path; where there is none, everything has its default.
+// Unknown keys are errors.
+func Load(path string) (Config, error) {
+	var c Config
+	c.Group = "banger"
+	c.VM.Image = "debian"
+	c.VM.CPUs = 1
+	c.VM.Memory = 512 << 20
+	c.VM.RootSize = 10 << 30
+	c.Image.MaxSize = 20 << 30
+	c.Image.MaxEntries = 2_000_000
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return c, nil
+	}
+	if err != nil {
+		return c, api.Errorf(api.CodeInvalid, "read configuration: %w", err)
+	}
+	dec := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
+	if err := dec.Decode(&c); err != nil {
+		return c, api.Errorf(api.CodeInvalid, "read configuration %s: %w", path, err).
+			WithHint("correct the file, or name another one with BANGER_CONFIG")
+	}
+	return c, nil
+}

@@ -1,0 +1,44 @@
+package store
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+
+	"banger/internal/resource"
+)
+
+// InsertResource implements resource.Store.
+func (db *DB) InsertResource(ctx context.Context, r resource.Ref) (int64, error) {
+	res, err := db.sql.ExecContext(ctx,
+		`INSERT INTO resource (id, owner, kind, name, spec, state, boot_id, run) VALUES (?,?,?,?,?,?,?,?)`,
+		r.ID, r.Owner, r.Kind, r.Name, string(r.Spec), r.State, r.BootID, r.Run)
+	if err != nil {
+		return 0, mapError(err)
+	}
+	return res.LastInsertId()
+}
+
+// UpdateResource implements resource.Store.
+func (db *DB) UpdateResource(ctx context.Context, r resource.Ref) error {
+	_, err := db.sql.ExecContext(ctx, `UPDATE resource SET state=?, run=?, error=? WHERE id=?`, r.State, r.Run, r.Error, r.ID)
+	return mapError(err)
+}
+
+// DeleteResource implements resource.Store.
+func (db *DB) DeleteResource(ctx context.Context, id string) error {
+	_, err := db.sql.ExecContext(ctx, `DELETE FROM resource WHERE id=?`, id)
+	return mapError(err)
+}
+
+// Resources implements resource.Store.
+func (db *DB) Resources(ctx context.Context, owner string) ([]resource.Ref, error) {
+	rows, err := db.sql.QueryContext(ctx,
+		`SELECT seq, id, owner, kind, name, spec, state, boot_id, run, error FROM resource WHERE ?1 = '' OR owner = ?1 ORDER BY seq`, owner)
+	return collect(rows, err, func(rows *sql.Rows, r *resource.Ref) error {
+		var spec string
+		err := rows.Scan(&r.Seq, &r.ID, &r.Owner, &r.Kind, &r.Name, &spec, &r.State, &r.BootID, &r.Run, &r.Error)
+		r.Spec = json.RawMessage(spec)
+		return err
+	})
+}

@@ -1,0 +1,132 @@
+// Package store keeps what must survive the daemon in SQLite. It is the only
+// package with SQL, and implements the Store interfaces that resource, image,
+// kernel and vm declare.
+package store
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"strings"
+
+	"banger/api"
+
+	"github.com/pressly/goose/v3"
+	"modernc.org/sqlite"
+	sqlite3 "modernc.org/sqlite/lib"
+)
+
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// DB is an open database. It is safe for concurrent use.
+type DB struct{ sql *sql.DB }
+
+// Open opens the database at path, makes it where there is none, and migrates it
+// to the newest schema. A database of a newer banger is refused.
+func Open(ctx context.Context, path string) (*DB, error) {
+	// One connection: SQLite has one writer anyway, and a transaction that waits
+	// in Go never meets SQLITE_BUSY.
+	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+
+		"?_pragma=journal_mode(WAL)&_pragma=synchronous(FULL)&_pragma=foreign_keys(1)&_pragma=busy_timeout(5000)&_txlock=immediate")
+	if err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
+	db.SetMaxOpenConns(1)
+	if err := migrate(ctx, db); err != nil {
+		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, mapError(err)), db.Close())
+	}
+	return &DB{db}, nil
+}
+
+func migrate(ctx context.Context, db *sql.DB) error {
+	dir, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		return err
+	}
+	provider, err := goose.NewProvider(goose.DialectSQLite3, db, dir)
+	if err != nil {
+		return err
+	}
+	current, newest, err := provider.GetVersions(ctx)
+	if err != nil {
+		return err
+	}
+	if current > newest {
+		return api.Errorf(api.CodeUnsupported, "its schema is version %d, this bangerd knows %d", current, newest).
+			WithHint("install the newer banger again")
+	}
+	_, err = provider.Up(ctx)
+	return err
+}
+
+// Close closes the database.
+func (db *DB) Close() error { return db.sql.Close() }
+
+// tx runs fn in a transaction that is committed if fn returns nil.
+func (db *DB) tx(ctx context.Context, fn func(*sql.Tx) error) error {
+	tx, err := db.sql.BeginTx(ctx, nil)
+	if err != nil {
+		return mapError(err)
+	}
+	if err := fn(tx); err != nil {
+		return errors.Join(mapError(err), rollback(tx))
+	}
+	return mapError(tx.Commit())
+}
+
+func rollback(tx *sql.Tx) error {
+	if err := tx.Rollback(); err != nil && !errors.Is(err, sql.ErrTxDone) {
+		return err
+	}
+	return nil
+}
+
+// mapError gives the errors that users can do something about their code.
+func mapError(err error) error {
+	se, ok := errors.AsType[*sqlite.Error](err)
+	if !ok {
+		return err
+	}
+	switch se.Code() & 0xff {
+	case sqlite3.SQLITE_FULL:
+		return api.Errorf(api.CodeNoSpace, "write database: %w", err).WithHint("free space in the state directory")
+	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return api.Errorf(api.CodeInternal, "read database: %w", err).
+			WithHint("move the database file away; images are to be imported again then")
+	}
+	return err
+}
+
+// isUnique says that err is the refusal of a row that exists.
+func isUnique(err error) bool {
+	se, ok := errors.AsType[*sqlite.Error](err)
+	return ok && (se.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || se.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+}
+
+// collect scans every row of a query.
+func collect[T any](rows *sql.Rows, err error, scan func(*sql.Rows, *T) error) ([]T, error) {
+	if err != nil {
+		return nil, mapError(err)
+	}
+	defer rows.Close()
+	var all []T
+	for rows.Next() {
+		var v T
+		if err := scan(rows, &v); err != nil {
+			return nil, mapError(err)
+		}
+		all = append(all, v)
+	}
+	return all, mapError(rows.Err())
+}
+
+// inUse is the error for an object that VMs still need.
+func inUse(what, name string, vms []string) error {
+	return api.Errorf(api.CodeConflict, "remove %s %q: used by VM %s", what, name, strings.Join(vms, ", ")).
+		WithHint("banger vm delete %s", strings.Join(vms, " "))
+}

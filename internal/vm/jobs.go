@@ -1,0 +1,242 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"banger/api"
+	"banger/internal/disk"
+	"banger/internal/guest/wire"
+	"banger/internal/linux"
+	"banger/internal/resource"
+	"banger/internal/vmm"
+)
+
+// The kinds of resources that a VM holds, in the order in which they are acquired:
+// its directory and root disk for its life, the others while it runs.
+const (
+	KindDir    = "dir"
+	KindRunDir = "run-dir"
+	KindUpper  = "upper"
+	KindCgroup = "cgroup"
+)
+
+// ownerOf and runOwnerOf are the owners in the ledger of what a VM holds for its
+// life, and of what it holds while it runs.
+func ownerOf(id string) string    { return "vm/" + id }
+func runOwnerOf(id string) string { return "vm/" + id + "/run" }
+
+func (s *Service) vmDir(id string) string { return filepath.Join(s.stateDir, "vms", id) }
+
+// machine describes the machine of a VM that has its resources.
+func (s *Service) machine(ctx context.Context, rec Record, runDir, cgroup string) (vmm.Machine, error) {
+	layers, err := s.assets.Disks(ctx, rec.ImageID)
+	if err != nil {
+		return vmm.Machine{}, err
+	}
+	boot, err := s.assets.Boot(ctx, rec.Kernel)
+	if err != nil {
+		return vmm.Machine{}, err
+	}
+	device := func(i int) string { return "vd" + string(rune('a'+i)) }
+	dir := s.vmDir(rec.ID)
+	m := vmm.Machine{
+		ID: rec.ID, CPUs: rec.CPUs, Memory: rec.Memory, Kernel: boot.Vmlinux, Initrd: boot.Initramfs,
+		Console: filepath.Join(dir, "console.log"), Log: filepath.Join(dir, "vmm.log"),
+		RunDir: s.runDirs.Path(runDir), Cgroup: s.cgroups.Path(cgroup),
+	}
+	words := wire.Boot{Sync: rec.Sync}
+	for _, path := range layers {
+		words.Layers = append(words.Layers, device(len(m.Disks)))
+		m.Disks = append(m.Disks, vmm.Disk{Path: path, ReadOnly: true})
+	}
+	words.Upper = device(len(m.Disks))
+	m.Disks = append(m.Disks, vmm.Disk{Path: filepath.Join(dir, "upper.ext4")})
+	words.Modules = device(len(m.Disks))
+	m.Disks = append(m.Disks, vmm.Disk{Path: boot.Modules, ReadOnly: true})
+	m.Cmdline = words.Cmdline()
+	return m, nil
+}
+
+// start acquires what a VM needs, boots it and waits for its agent. On an error
+// everything that it acquired is given back.
+func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l *live, err error) {
+	report(api.Progress{Step: "prepare"})
+	info, err := s.driver.Check(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("start VM %q: %w", rec.Name, errors.Join(err, s.releaseRun(rec)))
+		}
+	}()
+	if err := s.acquireDisks(ctx, rec); err != nil {
+		return nil, err
+	}
+	runDir, cgroup := "vm/"+resource.RandomName(4), s.cgroups.Name(resource.RandomName(4))
+	if _, err := s.ledger.Acquire(ctx, runOwnerOf(rec.ID), KindRunDir, runDir, nil); err != nil {
+		return nil, err
+	}
+	if _, err := s.ledger.Acquire(ctx, runOwnerOf(rec.ID), KindCgroup, cgroup, nil); err != nil {
+		return nil, err
+	}
+	m, err := s.machine(ctx, rec, runDir, cgroup)
+	if err != nil {
+		return nil, err
+	}
+	report(api.Progress{Step: "boot"})
+	inst, err := s.driver.Start(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	conn, health, err := connect(ctx, inst, rec)
+	if err != nil {
+		return nil, errors.Join(s.bootError(rec, inst, err), inst.Close())
+	}
+	return newLive(inst, s.driver.Name()+"/"+info.Accel, rec, conn, health), nil
+}
+
+// acquireDisks makes what a VM holds for its life, unless it has it from an earlier
+// start. What it made is given back when it does not succeed.
+func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
+	held, err := s.ledger.Held(ctx, ownerOf(rec.ID))
+	if err != nil || len(held) == 2 {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.ledger.ReleaseOwner(context.WithoutCancel(ctx), ownerOf(rec.ID)))
+		}
+	}()
+	if len(held) > 0 { // a crash fell between the two: nothing was written yet
+		if err := s.ledger.ReleaseOwner(ctx, ownerOf(rec.ID)); err != nil {
+			return err
+		}
+	}
+	dir := "vms/" + rec.ID
+	if _, err := s.ledger.Acquire(ctx, ownerOf(rec.ID), KindDir, dir, nil); err != nil {
+		return err
+	}
+	_, err = s.ledger.Acquire(ctx, ownerOf(rec.ID), KindUpper, dir+"/upper.ext4", disk.UpperSpec{Size: rec.RootSize})
+	return err
+}
+
+// bootError says why the agent did not answer, with what the console said last.
+func (s *Service) bootError(rec Record, inst vmm.Instance, err error) error {
+	select {
+	case <-inst.Exited():
+		err = fmt.Errorf("the VMM ended during the boot: %s", inst.Exit().Log)
+	default:
+	}
+	if text, rerr := os.ReadFile(filepath.Join(s.vmDir(rec.ID), "console.log")); rerr == nil && len(text) > 0 {
+		err = fmt.Errorf("%w; the console ended with: %q", err, text[max(0, len(text)-300):])
+	}
+	return api.Errorf(api.CodeGuest, "boot: %w", err).WithHint("banger vm logs %s shows the whole console", rec.Name)
+}
+
+// stop asks the guest to power off, then presses the power button, then kills.
+func (s *Service) stop(ctx context.Context, rec Record, l *live, timeout time.Duration) error {
+	if l != nil && timeout > 0 {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		asked := errors.New("no channel")
+		if conn := l.connection(); conn != nil {
+			asked = conn.PowerOff(ctx)
+		}
+		if asked != nil {
+			s.log.Info("agent did not take the power-off; pressing the button", "vm", rec.Name, "err", asked)
+			if err := l.inst.PowerButton(ctx); err != nil {
+				s.log.Info("power button", "vm", rec.Name, "err", err)
+			}
+		}
+		select {
+		case <-l.inst.Exited():
+		case <-ctx.Done():
+			s.log.Warn("guest did not power off; killing it", "vm", rec.Name)
+		}
+	}
+	return s.releaseRun(rec)
+}
+
+// destroy kills a VM, gives back all that it holds and forgets it.
+func (s *Service) destroy(ctx context.Context, rec Record, _ *live) error {
+	ctx = context.WithoutCancel(ctx) // half a deletion serves nobody
+	rec.Wanted = WantDeleted
+	if err := s.store.UpdateVM(ctx, rec); err != nil {
+		s.log.Warn("record deletion", "vm", rec.Name, "err", err) // a full disk must not forbid it
+	}
+	if err := s.releaseRun(rec); err != nil {
+		return fmt.Errorf("delete VM %q: %w", rec.Name, err)
+	}
+	if err := s.ledger.ReleaseOwner(ctx, ownerOf(rec.ID)); err != nil {
+		return fmt.Errorf("delete VM %q: %w", rec.Name, err)
+	}
+	return s.store.DeleteVM(ctx, rec.ID)
+}
+
+// releaseRun gives back what a VM holds while it runs, its VMM first of all.
+func (s *Service) releaseRun(rec Record) error {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	return s.ledger.ReleaseOwner(ctx, runOwnerOf(rec.ID))
+}
+
+// adopt takes up the VMM of a VM that an earlier run of the daemon started.
+func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
+	held, err := s.ledger.Held(ctx, runOwnerOf(rec.ID))
+	if err != nil {
+		return nil, err
+	}
+	var runDir, cgroup string
+	for _, ref := range held {
+		switch ref.Kind {
+		case KindRunDir:
+			runDir = ref.Name
+		case KindCgroup:
+			cgroup = ref.Name
+		}
+	}
+	if runDir == "" || cgroup == "" {
+		return nil, errors.New("no VMM was started")
+	}
+	info, err := s.driver.Check(ctx)
+	if err != nil {
+		return nil, err
+	}
+	m, err := s.machine(ctx, rec, runDir, cgroup)
+	if err != nil {
+		return nil, err
+	}
+	inst, err := s.driver.Attach(ctx, m)
+	if err != nil {
+		return nil, err
+	}
+	return newLive(inst, s.driver.Name()+"/"+info.Accel, rec, nil, wire.Health{}), nil
+}
+
+// trimConsole gives the beginning of a long console file back to the disk. A hole
+// keeps the VMM's append-only writes undisturbed.
+func (s *Service) trimConsole(id string) {
+	f, err := os.OpenFile(filepath.Join(s.vmDir(id), "console.log"), os.O_RDWR, 0)
+	if err != nil {
+		return // never started
+	}
+	defer f.Close()
+	first, err := linux.FirstData(f)
+	if err != nil {
+		return
+	}
+	info, err := f.Stat()
+	if err != nil || info.Size()-first < consoleMax {
+		return
+	}
+	end := (info.Size() - consoleKeep) &^ 4095
+	if err := linux.PunchHole(f, 0, end); err != nil {
+		s.log.Warn("trim console", "file", f.Name(), "err", err)
+	}
+}

@@ -1,0 +1,64 @@
+package vm
+
+import "banger/api"
+
+// event is what can happen to a VM.
+type event string
+
+const (
+	evStart    event = "start" // asked to start
+	evStarted  event = "started"
+	evStop     event = "stop"   // asked to stop, or to be killed
+	evEnded    event = "ended"  // stopped, or a start that came to nothing
+	evDied     event = "died"   // the VMM ended by itself
+	evDelete   event = "delete" // asked to go; only when stopped
+	evDestroy  event = "delete --force"
+	evUndelete event = "undelete" // a delete that came to nothing
+)
+
+// next is the whole policy of the lifecycle: the state into which an event takes a
+// VM, or the reason why it does not. It is pure.
+func next(s api.VMState, e event) (api.VMState, error) {
+	refuse := func(hint string) (api.VMState, error) {
+		return s, api.Errorf(api.CodeConflict, "%s: it is %s", e, s).WithHint("%s", hint)
+	}
+	switch e {
+	case evStart:
+		if s == api.VMStopped {
+			return api.VMStarting, nil
+		}
+		return refuse("banger vm show says what it is doing")
+	case evStarted:
+		if s == api.VMStarting {
+			return api.VMRunning, nil
+		}
+	case evStop:
+		if s == api.VMRunning || s == api.VMStarting {
+			return api.VMStopping, nil
+		}
+		return refuse("only a running VM can be stopped")
+	case evEnded:
+		if s == api.VMStarting || s == api.VMStopping {
+			return api.VMStopped, nil
+		}
+	case evDied:
+		if s == api.VMRunning {
+			return api.VMStopping, nil
+		}
+	case evDelete:
+		if s == api.VMStopped {
+			return api.VMDeleting, nil
+		}
+		return refuse("stop it first, or delete it with --force")
+	case evDestroy:
+		if s != api.VMDeleting {
+			return api.VMDeleting, nil
+		}
+		return refuse("it will be gone soon")
+	case evUndelete:
+		if s == api.VMDeleting {
+			return api.VMStopped, nil
+		}
+	}
+	return s, api.Errorf(api.CodeInternal, "%s cannot happen to a VM that is %s", e, s)
+}

@@ -1,0 +1,290 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"banger/api"
+)
+
+// consoleMax is how much a console file may take before its beginning is dropped,
+// consoleKeep how much stays then.
+const (
+	consoleMax  = 4 << 20
+	consoleKeep = 1 << 20
+	consoleTick = 5 * time.Second
+)
+
+// command is a request to an owner. Its context cancels the job that it becomes.
+type command struct {
+	ctx     context.Context
+	event   event
+	timeout time.Duration // evStop: what the guest is given; 0 kills at once
+	report  api.Reporter
+	done    chan error // buffered; answered once
+}
+
+// job is slow work under way for an owner.
+type job struct {
+	cmd    *command
+	cancel context.CancelFunc
+	done   chan struct{} // closed at its end; live and err are valid then
+	live   *live
+	err    error
+}
+
+// owner is the one goroutine that changes a VM. What others may read is behind mu.
+type owner struct {
+	svc  *Service
+	cmds chan *command
+	quit chan struct{} // closed at shutdown
+	gone chan struct{} // closed when the goroutine has ended
+
+	mu    sync.Mutex
+	rec   Record
+	state api.VMState
+	live  *live // non-nil while a VMM runs for it
+	lease lease
+}
+
+func newOwner(svc *Service, rec Record) *owner {
+	return &owner{
+		svc: svc, rec: rec, state: api.VMStopped,
+		cmds: make(chan *command), quit: make(chan struct{}), gone: make(chan struct{}),
+	}
+}
+
+// do hands a command to the owner and waits for its end.
+func (o *owner) do(ctx context.Context, ev event, timeout time.Duration, report api.Reporter) error {
+	if report == nil {
+		report = func(api.Progress) {}
+	}
+	cmd := &command{ctx: ctx, event: ev, timeout: timeout, report: report, done: make(chan error, 1)}
+	select {
+	case o.cmds <- cmd:
+		return <-cmd.done
+	case <-o.gone:
+		return notFound(o.rec.Name)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// run is the owner's loop. It ends when the VM is gone or the daemon shuts down;
+// a job under way is then cancelled, and a running VMM is let go.
+func (o *owner) run() {
+	defer close(o.gone)
+	var current *job
+	var queued *command // a stop or a delete --force that waits for the cancelled job
+	tick := time.NewTicker(consoleTick)
+	defer tick.Stop()
+	for {
+		var jobDone, exited <-chan struct{}
+		if current != nil {
+			jobDone = current.done
+		} else if o.live != nil {
+			exited = o.live.inst.Exited()
+		}
+		select {
+		case cmd := <-o.cmds:
+			current, queued = o.accept(cmd, current, queued)
+		case <-jobDone:
+			finished := current
+			current = nil
+			if o.finish(finished, queued != nil) {
+				return
+			}
+			if queued != nil {
+				current, queued = o.begin(queued), nil
+			}
+		case <-exited:
+			o.logExit()
+			o.transit(evDied)
+			current = o.begin(&command{ctx: context.Background(), event: evDied, report: func(api.Progress) {}, done: make(chan error, 1)})
+		case <-tick.C:
+			o.svc.trimConsole(o.rec.ID)
+		case <-o.quit:
+			if current != nil {
+				current.cancel()
+				<-current.done
+				o.finish(current, false)
+			}
+			if queued != nil {
+				queued.done <- api.Errorf(api.CodeUnavailable, "%s VM %q: the daemon is shutting down", queued.event, o.rec.Name)
+			}
+			if o.live != nil {
+				o.live.close()
+			}
+			return
+		}
+	}
+}
+
+// accept takes a command: it becomes the current job, waits for the current one to
+// be cancelled, or is refused.
+func (o *owner) accept(cmd *command, current *job, queued *command) (*job, *command) {
+	if queued != nil {
+		cmd.done <- api.Errorf(api.CodeConflict, "%s VM %q: it is %s", cmd.event, o.rec.Name, o.state)
+		return current, queued
+	}
+	if err := o.transit(cmd.event); err != nil {
+		cmd.done <- err
+		return current, nil
+	}
+	if current != nil {
+		current.cancel()
+		return current, cmd
+	}
+	return o.begin(cmd), nil
+}
+
+// transit applies an event to the state.
+func (o *owner) transit(ev event) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	to, err := next(o.state, ev)
+	if err != nil {
+		e := *api.AsError(err)
+		e.Message = fmt.Sprintf("VM %q: %s", o.rec.Name, e.Message)
+		return &e
+	}
+	o.state = to
+	return nil
+}
+
+// begin starts the job of a command whose event has been applied.
+func (o *owner) begin(cmd *command) *job {
+	ctx, cancel := context.WithCancel(cmd.ctx)
+	j := &job{cmd: cmd, cancel: cancel, done: make(chan struct{})}
+	rec, was := o.rec, o.live
+	go func() {
+		defer close(j.done)
+		defer cancel()
+		switch cmd.event {
+		case evStart:
+			j.live, j.err = o.svc.start(ctx, rec, cmd.report)
+		case evStop:
+			j.err = o.svc.stop(ctx, rec, was, cmd.timeout)
+		case evDied:
+			j.err = o.svc.releaseRun(rec)
+		case evDelete, evDestroy:
+			j.err = o.svc.destroy(ctx, rec, was)
+		}
+	}()
+	return j
+}
+
+// finish takes the result of a job over. It reports whether the VM is gone.
+// Superseded says that another command waits, whose event has been applied.
+func (o *owner) finish(j *job, superseded bool) (gone bool) {
+	defer func() { j.cmd.done <- j.err }()
+	if j.cmd.event == evStart && j.err == nil {
+		o.setLive(j.live)
+		if !superseded {
+			o.transit(evStarted)
+			o.record(WantRunning, "")
+		}
+		return false
+	}
+	if j.cmd.event != evStart {
+		if o.live != nil {
+			o.live.close()
+		}
+		o.setLive(nil)
+	}
+	switch j.cmd.event {
+	case evDelete, evDestroy:
+		if j.err == nil {
+			return true
+		}
+		o.transit(evUndelete)
+		o.record(WantDeleted, j.err.Error())
+	case evStart:
+		if superseded {
+			j.err = api.Errorf(api.CodeConflict, "start VM %q: it was stopped or deleted meanwhile", o.rec.Name)
+			return false
+		}
+		o.transit(evEnded)
+		if !errors.Is(j.err, context.Canceled) {
+			o.record(WantStopped, j.err.Error())
+		}
+	case evStop:
+		if !superseded {
+			o.transit(evEnded)
+		}
+		o.record(WantStopped, errText(j.err))
+	case evDied:
+		if !superseded {
+			o.transit(evEnded)
+		}
+	}
+	return false
+}
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func (o *owner) setLive(l *live) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.live = l
+}
+
+// record keeps what is wanted of the VM, and why it is not so.
+func (o *owner) record(want Wanted, lastError string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.rec.Wanted, o.rec.LastError = want, lastError
+	if err := o.svc.store.UpdateVM(context.Background(), o.rec); err != nil {
+		o.svc.log.Error("record VM", "vm", o.rec.Name, "err", err)
+	}
+}
+
+// logExit keeps how the VMM of a running VM ended, when nobody asked it to.
+func (o *owner) logExit() {
+	exit := o.live.inst.Exit()
+	text := ""
+	switch {
+	case !exit.Known:
+		text = "the VMM ended; how is unknown, it was started by an earlier daemon"
+	case exit.Signal != "":
+		text = "the VMM was killed by " + exit.Signal
+	case exit.Code != 0:
+		text = fmt.Sprintf("the VMM exited with status %d: %s", exit.Code, exit.Log)
+	}
+	o.svc.log.Info("VMM ended", "vm", o.rec.Name, "exit", exit)
+	o.record(WantStopped, text)
+}
+
+// view is the VM as the API shows it.
+func (o *owner) view() api.VM {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	r := o.rec
+	v := api.VM{
+		ID: r.ID, Name: r.Name, Owner: r.Owner, State: o.state, Image: r.Image, ImageID: r.ImageID, Kernel: r.Kernel,
+		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, Ephemeral: r.Ephemeral, Created: r.Created, LastError: r.LastError,
+	}
+	if o.live != nil {
+		v.Engine, v.PID, v.Agent = o.live.engine, o.live.inst.PID(), o.live.agentVersion()
+		v.Started = &o.live.started
+	}
+	return v
+}
+
+// current returns what runs for the VM, or why nothing does.
+func (o *owner) current() (*live, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.state != api.VMRunning || o.live == nil {
+		return nil, api.Errorf(api.CodeConflict, "VM %q is %s", o.rec.Name, o.state).WithHint("banger vm start %s", o.rec.Name)
+	}
+	return o.live, nil
+}

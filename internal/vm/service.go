@@ -1,0 +1,351 @@
+package vm
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"banger/api"
+	"banger/internal/linux"
+	"banger/internal/operation"
+	"banger/internal/resource"
+	"banger/internal/vmm"
+)
+
+// DefaultStopTimeout is what a guest is given to power off.
+const DefaultStopTimeout = 10 * time.Second
+
+// Config is what a Service is made of.
+type Config struct {
+	Store      Store
+	Assets     Assets
+	Ledger     *resource.Ledger
+	RunDirs    *resource.Dir
+	Cgroups    *vmm.Cgroups
+	Driver     vmm.Driver
+	Operations *operation.Registry
+	StateDir   string
+	Defaults   api.CreateVM
+	Log        *slog.Logger
+}
+
+// Service is what the server calls. A caller is a uid; root (0) sees every VM, a
+// user their own.
+type Service struct {
+	store    Store
+	assets   Assets
+	ledger   *resource.Ledger
+	runDirs  *resource.Dir
+	cgroups  *vmm.Cgroups
+	driver   vmm.Driver
+	ops      *operation.Registry
+	stateDir string
+	defaults api.CreateVM
+	log      *slog.Logger
+
+	mu     sync.Mutex
+	owners map[string]*owner // by id
+	closed bool
+}
+
+// New returns a Service that knows no VMs yet: call Recover.
+func New(c Config) *Service {
+	return &Service{
+		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups, driver: c.Driver,
+		ops: c.Operations, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, owners: map[string]*owner{},
+	}
+}
+
+// Alive returns the ledger's owners that are VMs, for resource.Ledger.Recover.
+func (s *Service) Alive(ctx context.Context) (map[string]bool, error) {
+	recs, err := s.store.VMs(ctx)
+	alive := map[string]bool{}
+	for _, r := range recs {
+		if r.Wanted != WantDeleted {
+			alive[ownerOf(r.ID)], alive[runOwnerOf(r.ID)] = true, true
+		}
+	}
+	return alive, err
+}
+
+// Recover makes the VMs of the store known, after the ledger has recovered: those
+// whose VMM lives are adopted, the others are stopped, half-deleted ones go.
+func (s *Service) Recover(ctx context.Context) error {
+	recs, err := s.store.VMs(ctx)
+	if err != nil {
+		return err
+	}
+	for _, rec := range recs {
+		if rec.Wanted == WantDeleted {
+			if err := s.destroy(ctx, rec, nil); err != nil {
+				s.log.Error("finish deletion", "vm", rec.Name, "err", err)
+			}
+			continue
+		}
+		o := newOwner(s, rec)
+		l, err := s.adopt(ctx, rec)
+		if err == nil {
+			s.log.Info("adopted", "vm", rec.Name, "pid", l.inst.PID())
+			o.live, o.state = l, api.VMRunning
+			o.rec.Wanted = WantRunning
+		} else {
+			if rerr := s.releaseRun(rec); rerr != nil {
+				s.log.Error("release what a dead VM held", "vm", rec.Name, "err", rerr)
+			}
+			if rec.Wanted == WantRunning {
+				o.record(WantStopped, "the VMM ended while no daemon ran; how is unknown")
+			}
+		}
+		s.add(o)
+	}
+	return nil
+}
+
+func (s *Service) add(o *owner) {
+	s.mu.Lock()
+	s.owners[o.rec.ID] = o
+	s.mu.Unlock()
+	go func() {
+		o.run()
+		select {
+		case <-o.quit:
+		default:
+			s.mu.Lock()
+			delete(s.owners, o.rec.ID)
+			s.mu.Unlock()
+		}
+	}()
+	o.expire()
+}
+
+// Close ends the service. Work under way is cancelled and undone; VMs run on.
+func (s *Service) Close() {
+	s.mu.Lock()
+	owners := slices.Collect(maps.Values(s.owners))
+	s.closed = true
+	s.mu.Unlock()
+	for _, o := range owners {
+		close(o.quit)
+	}
+	for _, o := range owners {
+		<-o.gone
+	}
+}
+
+func notFound(ref string) error {
+	return api.Errorf(api.CodeNotFound, "VM %q: no such VM", ref).WithHint("banger vm list")
+}
+
+// find finds a VM that the caller may see by name, id or unique prefix of its id.
+func (s *Service) find(caller uint32, ref string) (*owner, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var byPrefix []*owner
+	for id, o := range s.owners {
+		if caller != 0 && caller != o.rec.Owner {
+			continue
+		}
+		if id == ref || o.rec.Name == ref {
+			return o, nil
+		}
+		if ref != "" && strings.HasPrefix(id, ref) {
+			byPrefix = append(byPrefix, o)
+		}
+	}
+	switch len(byPrefix) {
+	case 0:
+		return nil, notFound(ref)
+	case 1:
+		return byPrefix[0], nil
+	}
+	return nil, api.Errorf(api.CodeInvalid, "VM %q: %d VMs have an id that begins so", ref, len(byPrefix)).WithHint("give more digits")
+}
+
+// List returns the VMs that the caller may see, oldest first.
+func (s *Service) List(_ context.Context, caller uint32) ([]api.VM, error) {
+	s.mu.Lock()
+	owners := slices.Collect(maps.Values(s.owners))
+	s.mu.Unlock()
+	vms := []api.VM{}
+	for _, o := range owners {
+		if caller == 0 || caller == o.rec.Owner {
+			vms = append(vms, o.view())
+		}
+	}
+	slices.SortFunc(vms, func(a, b api.VM) int { return a.Created.Compare(b.Created) })
+	return vms, nil
+}
+
+// Get returns one VM.
+func (s *Service) Get(_ context.Context, caller uint32, ref string) (api.VM, error) {
+	o, err := s.find(caller, ref)
+	if err != nil {
+		return api.VM{}, err
+	}
+	return o.view(), nil
+}
+
+// Create makes a VM, and starts it if that is asked. A VM that was to be started
+// and does not start is removed again.
+func (s *Service) Create(ctx context.Context, caller uint32, req api.CreateVM) (api.VM, api.Operation, error) {
+	rec, err := s.newRecord(ctx, caller, req)
+	if err != nil {
+		return api.VM{}, api.Operation{}, err
+	}
+	if err := s.store.InsertVM(ctx, rec); err != nil {
+		return api.VM{}, api.Operation{}, err
+	}
+	o := newOwner(s, rec)
+	s.add(o)
+	op := s.ops.Start(caller, "vm.create", rec.ID, func(ctx context.Context, report api.Reporter) error {
+		if !req.Start {
+			return nil
+		}
+		err := o.do(ctx, evStart, 0, report)
+		if err != nil && !s.closing() {
+			if derr := s.destroyNow(context.WithoutCancel(ctx), o); derr != nil && api.CodeOf(derr) != api.CodeNotFound {
+				err = errors.Join(err, derr)
+			}
+		}
+		return err
+	})
+	return o.view(), op, nil
+}
+
+func (s *Service) closing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closed
+}
+
+// newRecord fills the defaults in, checks what is asked for and resolves names.
+func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) (Record, error) {
+	r.Name = cmp.Or(r.Name, randomName())
+	r.Image = cmp.Or(r.Image, s.defaults.Image)
+	r.CPUs = cmp.Or(r.CPUs, s.defaults.CPUs)
+	r.Memory = cmp.Or(r.Memory, s.defaults.Memory) &^ (1<<20 - 1)
+	r.RootSize = cmp.Or(r.RootSize, s.defaults.RootSize)
+	total, err := linux.MemTotal()
+	if err != nil {
+		return Record{}, err
+	}
+	if err := validate(r, total); err != nil {
+		return Record{}, err
+	}
+	imageID, err := s.assets.Image(ctx, caller, r.Image)
+	if err != nil {
+		return Record{}, fmt.Errorf("create VM %q: %w", r.Name, err)
+	}
+	kernel, err := s.assets.Kernel(ctx, r.Kernel)
+	if err != nil {
+		return Record{}, fmt.Errorf("create VM %q: %w", r.Name, err)
+	}
+	return Record{
+		ID: resource.RandomName(6), Name: r.Name, Owner: caller, Image: r.Image, ImageID: imageID, Kernel: kernel,
+		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, Ephemeral: r.Ephemeral, Wanted: WantStopped,
+		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), Created: time.Now(),
+	}, nil
+}
+
+// operate starts an operation on a VM.
+func (s *Service) operate(caller uint32, ref, kind string, fn func(context.Context, *owner, api.Reporter) error) (api.Operation, error) {
+	o, err := s.find(caller, ref)
+	if err != nil {
+		return api.Operation{}, err
+	}
+	return s.ops.Start(caller, kind, o.rec.ID, func(ctx context.Context, report api.Reporter) error {
+		return fn(ctx, o, report)
+	}), nil
+}
+
+// Start starts a stopped VM.
+func (s *Service) Start(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return s.operate(caller, ref, "vm.start", func(ctx context.Context, o *owner, report api.Reporter) error {
+		return o.do(ctx, evStart, 0, report)
+	})
+}
+
+// Stop stops a running VM: by its agent, then by its power button, and when the
+// timeout (the default where it is 0) is over, by killing it.
+func (s *Service) Stop(_ context.Context, caller uint32, ref string, timeout time.Duration) (api.Operation, error) {
+	return s.operate(caller, ref, "vm.stop", func(ctx context.Context, o *owner, report api.Reporter) error {
+		return o.do(ctx, evStop, cmp.Or(timeout, DefaultStopTimeout), report)
+	})
+}
+
+// Kill ends a running or starting VM at once.
+func (s *Service) Kill(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return s.operate(caller, ref, "vm.kill", func(ctx context.Context, o *owner, report api.Reporter) error {
+		return o.do(ctx, evStop, 0, report)
+	})
+}
+
+// Delete removes a VM and all that is its own; with force in any state.
+func (s *Service) Delete(_ context.Context, caller uint32, ref string, force bool) (api.Operation, error) {
+	return s.operate(caller, ref, "vm.delete", func(ctx context.Context, o *owner, report api.Reporter) error {
+		if force {
+			return s.destroyNow(ctx, o)
+		}
+		return o.do(ctx, evDelete, 0, report)
+	})
+}
+
+func (s *Service) destroyNow(ctx context.Context, o *owner) error {
+	return o.do(ctx, evDestroy, 0, nil)
+}
+
+// Logs opens what is kept of a VM's console.
+func (s *Service) Logs(_ context.Context, caller uint32, ref string) (io.ReadCloser, error) {
+	o, err := s.find(caller, ref)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(filepath.Join(s.vmDir(o.rec.ID), "console.log"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, api.Errorf(api.CodeConflict, "console of VM %q: it was never started", o.rec.Name).WithHint("banger vm start %s", o.rec.Name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if first, err := linux.FirstData(f); err == nil {
+		_, err = f.Seek(first, io.SeekStart)
+		if err != nil {
+			return nil, errors.Join(err, f.Close())
+		}
+	}
+	return f, nil
+}
+
+// Lease holds an ephemeral VM until release is called.
+func (s *Service) Lease(_ context.Context, caller uint32, ref string) (release func(), err error) {
+	o, err := s.find(caller, ref)
+	if err != nil {
+		return nil, err
+	}
+	return o.hold(), nil
+}
+
+// Agent returns the transport to a running VM's agent.
+func (s *Service) Agent(ctx context.Context, caller uint32, ref string) (http.RoundTripper, error) {
+	o, err := s.find(caller, ref)
+	if err != nil {
+		return nil, err
+	}
+	l, err := o.current()
+	if err != nil {
+		return nil, err
+	}
+	return l.agent(ctx)
+}

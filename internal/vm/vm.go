@@ -1,0 +1,106 @@
+// Package vm owns the virtual machines: what they are, their lifecycle, and the
+// order in which the things that they need are acquired and given back.
+//
+//	          create            start             agent answers
+//	(none) ----------> stopped -------> starting ---------------> running
+//	                    ^  ^               | fails                  |
+//	                    |  +---------------+                        | stop, kill, or the VMM died
+//	                    +----------------- stopping <---------------+
+//	stopped --delete--> deleting --> (none)         any state: delete --force
+//
+// One goroutine owns each VM (owner.go) and is the only one to change it; slow
+// work runs in a job beside it, which can be cancelled. Service (service.go) is
+// what the server calls. What a VM is lies in its Record, durable; what is true of
+// it for the moment is in memory and in the ledger, never in the Record.
+package vm
+
+import (
+	"context"
+	"regexp"
+	"time"
+
+	"banger/api"
+)
+
+// Wanted is the state that a VM's user wants it in.
+type Wanted string
+
+// What may be wanted of a VM.
+const (
+	WantStopped Wanted = "stopped"
+	WantRunning Wanted = "running"
+	WantDeleted Wanted = "deleted"
+)
+
+// Record is what a VM is.
+type Record struct {
+	ID        string
+	Name      string
+	Owner     uint32
+	Image     string // name at the time of creation
+	ImageID   string
+	Kernel    string
+	CPUs      int
+	Memory    int64 // bytes
+	RootSize  int64 // bytes
+	Ephemeral bool
+	Wanted    Wanted
+	Sync      string // secret of the serial channel's handshake
+	MachineID string
+	Created   time.Time
+	LastError string
+}
+
+// Store keeps the records. Every method is a transaction that is durable when it
+// returns.
+type Store interface {
+	InsertVM(context.Context, Record) error // already_exists where the name is taken
+	UpdateVM(context.Context, Record) error // wanted and last error
+	DeleteVM(ctx context.Context, id string) error
+	VMs(context.Context) ([]Record, error)
+}
+
+// Assets finds the images and kernels that VMs are made of.
+type Assets interface {
+	// Image resolves a name as the user uid sees it.
+	Image(ctx context.Context, uid uint32, name string) (id string, err error)
+	// Disks returns the paths of the layers of the image called id, lowest first.
+	Disks(ctx context.Context, id string) ([]string, error)
+	// Kernel resolves the name of a kernel; the default for an empty one.
+	Kernel(ctx context.Context, name string) (string, error)
+	// Boot returns the files from which the kernel called name boots.
+	Boot(ctx context.Context, name string) (Boot, error)
+}
+
+// Boot is the files of a kernel.
+type Boot struct{ Vmlinux, Initramfs, Modules string }
+
+var validName = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
+
+const (
+	maxCPUs     = 32
+	minMemory   = 64 << 20
+	minRootSize = 64 << 20
+	maxRootSize = 16 << 40
+)
+
+// validate checks what a user asks for, with the defaults filled in.
+func validate(r api.CreateVM, hostMemory int64) error {
+	bad := func(format string, args ...any) *api.Error {
+		return api.Errorf(api.CodeInvalid, "create VM %q: "+format, append([]any{r.Name}, args...)...)
+	}
+	switch {
+	case !validName.MatchString(r.Name):
+		return bad("not a valid name").WithHint("use 1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -")
+	case r.CPUs < 1 || r.CPUs > maxCPUs:
+		return bad("%d CPUs", r.CPUs).WithHint("--cpus takes 1 to %d", maxCPUs)
+	case r.Memory < minMemory:
+		return bad("%d MiB of memory are too few", r.Memory>>20).WithHint("--memory takes %d MiB or more", minMemory>>20)
+	case r.Memory > hostMemory:
+		return bad("%d MiB of memory are more than the host has (%d MiB)", r.Memory>>20, hostMemory>>20).
+			WithHint("ask for less with --memory")
+	case r.RootSize < minRootSize || r.RootSize > maxRootSize:
+		return bad("root size of %d MiB", r.RootSize>>20).WithHint("--root-size takes %dM to %dT", minRootSize>>20, int64(maxRootSize)>>40)
+	}
+	return nil
+}
