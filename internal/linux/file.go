@@ -1,0 +1,83 @@
+package linux
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// PunchHole gives the blocks of a part of a file back to the file system; its size
+// stays; fallocate(2).
+func PunchHole(f *os.File, off, length int64) error {
+	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length); err != nil {
+		return fmt.Errorf("punch hole in %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// FirstData returns the offset of the first byte of f that is not in a hole, or its
+// size; lseek(2). The file's own offset is undefined after.
+func FirstData(f *os.File) (int64, error) {
+	off, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return f.Seek(0, io.SeekEnd)
+	}
+	return off, err
+}
+
+// CopySparse copies the file src to dst, which must not exist, with its holes.
+// On an error no dst is left.
+func CopySparse(dst, src string) (err error) {
+	in, err := os.Open(src)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	info, err := in.Stat()
+	if err != nil {
+		return err
+	}
+	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, out.Close())
+		if err != nil {
+			err = errors.Join(fmt.Errorf("copy %s to %s: %w", src, dst, err), os.Remove(dst))
+		}
+	}()
+	if err := out.Truncate(info.Size()); err != nil {
+		return err
+	}
+	for off := int64(0); off < info.Size(); {
+		data, err := unix.Seek(int(in.Fd()), off, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		hole, err := unix.Seek(int(in.Fd()), data, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.NewOffsetWriter(out, data), io.NewSectionReader(in, data, hole-data)); err != nil {
+			return err
+		}
+		off = hole
+	}
+	return nil
+}
+
+// Allocated returns the bytes that a file takes on the disk.
+func Allocated(path string) (int64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, fmt.Errorf("stat %s: %w", path, err)
+	}
+	return st.Blocks * 512, nil
+}

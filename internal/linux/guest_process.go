@@ -1,0 +1,88 @@
+package linux
+
+import (
+	"os"
+	"runtime"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// AwaitExit waits until the child pid has ended and leaves it to be reaped, so
+// that its process group can be signalled without hitting a later one.
+func AwaitExit(pid int) error {
+	for {
+		err := unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil)
+		if err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// ReapAny waits for any child to end and reaps it; pid 0 with ECHILD where there is none.
+func ReapAny() (pid int, err error) {
+	for {
+		pid, err = unix.Wait4(-1, nil, 0, nil)
+		if err != unix.EINTR {
+			return max(pid, 0), err
+		}
+	}
+}
+
+// Signal sends a signal, by its name without SIG, to the process group pgid.
+func Signal(pgid int, name string) error {
+	sig := unix.SignalNum("SIG" + name)
+	if sig == 0 {
+		return unix.EINVAL
+	}
+	return unix.Kill(-pgid, sig)
+}
+
+// SignalAll sends a signal, by its name without SIG, to all processes but init
+// and the caller. See kill(2), pid -1.
+func SignalAll(name string) error { return unix.Kill(-1, unix.SignalNum("SIG"+name)) }
+
+// SignalName is the name, without SIG, of a signal's number.
+func SignalName(n int) string { return strings.TrimPrefix(unix.SignalName(unix.Signal(n)), "SIG") }
+
+// Executable says whether the process's effective user may execute path. See faccessat(2).
+func Executable(path string) error { return unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS) }
+
+// PollableDup duplicates f as a file whose reads and writes take deadlines.
+func PollableDup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "dup", Path: f.Name(), Err: err}
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = unix.Close(fd)
+		return nil, &os.PathError{Op: "set nonblocking", Path: f.Name(), Err: err}
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+func ioctlBytes(f *os.File, request uintptr, b []byte) error {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), request, uintptr(unsafe.Pointer(unsafe.SliceData(b))))
+	runtime.KeepAlive(b)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}
+
+// SetWindowSize sets the size of the terminal of which f is the master, in characters.
+func SetWindowSize(f *os.File, rows, cols uint16) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ioctlErr error
+	err = raw.Control(func(fd uintptr) {
+		ioctlErr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
+	})
+	if err != nil {
+		return err
+	}
+	return ioctlErr
+}

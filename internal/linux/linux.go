@@ -1,0 +1,129 @@
+// Package linux is the host's (and, in guest.go, the guest's) kernel: cgroups,
+// pidfds, sparse files, locks, peer credentials. It is mechanism without policy,
+// keeps no state, and is the only package that imports x/sys/unix.
+package linux
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// BootID returns the random id of the host's current boot; random(4).
+func BootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+// MemTotal returns the host's memory in bytes; proc_meminfo(5).
+func MemTotal() (int64, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, fmt.Errorf("sysinfo: %w", err)
+	}
+	return int64(info.Totalram) * int64(info.Unit), nil
+}
+
+// Inode returns the device and inode number of path.
+func Inode(path string) (dev, ino uint64, err error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, 0, fmt.Errorf("stat %s: %w", path, err)
+	}
+	return st.Dev, st.Ino, nil
+}
+
+// maxSocketPath is what fits into sockaddr_un with its NUL; unix(7).
+const maxSocketPath = 107
+
+// DialUnix connects to the socket at path, which may be longer than a socket
+// address can hold.
+func DialUnix(ctx context.Context, path string) (net.Conn, error) {
+	if len(path) > maxSocketPath {
+		dir, err := os.Open(filepath.Dir(path))
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		path = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", path)
+}
+
+// PeerCred returns who is at the other end of a Unix socket; SO_PEERCRED, unix(7).
+func PeerCred(c net.Conn) (uid, gid uint32, pid int32, err error) {
+	uc, ok := c.(*net.UnixConn)
+	if !ok {
+		return 0, 0, 0, errors.New("peer credentials: not a unix socket")
+	}
+	raw, err := uc.SyscallConn()
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	var cred *unix.Ucred
+	var serr error
+	if err := raw.Control(func(fd uintptr) { cred, serr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, 0, 0, err
+	}
+	if serr != nil {
+		return 0, 0, 0, fmt.Errorf("peer credentials: %w", serr)
+	}
+	return cred.Uid, cred.Gid, cred.Pid, nil
+}
+
+// ErrLocked is wrapped by Lock's error when another process holds the lock.
+var ErrLocked = errors.New("locked")
+
+// Lock takes the lock file at path, for as long as the process lives or the file is
+// open, and writes the own pid into it. When another process has it, holder is that
+// process's id; flock(2).
+func Lock(path string) (f *os.File, holder int, err error) {
+	f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, 0, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		text, _ := os.ReadFile(path)
+		holder, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			err = ErrLocked
+		}
+		return nil, holder, fmt.Errorf("lock %s: %w", path, err)
+	}
+	err = f.Truncate(0)
+	if err == nil {
+		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+	}
+	return f, 0, err
+}
+
+// Limit bounds the size of the files that a process writes, in bytes; prlimit(2).
+func LimitFileSize(pid int, size uint64) error {
+	return unix.Prlimit(pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size}, nil)
+}
+
+// mountPoint returns where a file system of the given type is mounted; proc_pid_mountinfo(5).
+func mountPoint(fstype string) (string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		before, after, ok := strings.Cut(lines.Text(), " - ")
+		if fields := strings.Fields(before); ok && len(fields) > 4 && strings.HasPrefix(after, fstype+" ") {
+			return fields[4], nil
+		}
+	}
+	return "", fmt.Errorf("no %s file system is mounted", fstype)
+}
