@@ -1,0 +1,67 @@
+# The ways into this repository. `make demo` shows it, `make test` proves it.
+
+SHELL       := /bin/bash
+VERSION     := $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+GO          ?= go
+GOFLAGS_ALL := -trimpath
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+AGENT       := internal/agentbin/bin/banger-agent
+FIXTURE     := $(CURDIR)/.cache/fixture
+
+export CGO_ENABLED := 0
+
+.PHONY: build lint lint-go lint-shell deps deps-lint fixture test test-all fuzz bench demo clean
+
+# Static binaries in bin/. The agent comes first: bangerd embeds it. It carries
+# no version, so that an unchanged agent stays byte for byte the same.
+build:
+	$(GO) build $(GOFLAGS_ALL) -buildvcs=false -ldflags '-s -w' -o $(AGENT) ./cmd/banger-agent
+	$(GO) build $(GOFLAGS_ALL) -ldflags '$(LDFLAGS)' -o bin/bangerd ./cmd/bangerd
+	$(GO) build $(GOFLAGS_ALL) -ldflags '$(LDFLAGS)' -o bin/banger ./cmd/banger
+
+lint: lint-go lint-shell
+
+lint-go:
+	@unformatted=$$(gofmt -l api client cmd internal test); \
+	if [ -n "$$unformatted" ]; then echo "gofmt needed:"; echo "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test ./internal/archtest
+
+lint-shell: deps-lint
+	shellcheck scripts/*.sh .ci/run
+
+# What running VMs and making images needs from the host.
+deps:
+	@scripts/deps.sh run
+
+deps-lint:
+	@scripts/deps.sh lint
+
+# A kernel and a Debian image, made once by the real command line; the tests
+# copy it.
+fixture: deps build
+	scripts/fixture.sh $(FIXTURE)
+
+# Everything, real VM boots included. Needs root: the daemon runs as root.
+test: fixture
+	scripts/test.sh $(FIXTURE) -count=1 -p 2 -timeout 18m ./...
+
+# As test, with the race detector (needs a C compiler) and each fuzz target.
+test-all: fixture
+	CGO_ENABLED=1 scripts/test.sh $(FIXTURE) -race -count=1 -p 1 -timeout 60m ./...
+	$(MAKE) fuzz
+
+# Each fuzz target for ten seconds.
+fuzz:
+	scripts/fuzz.sh 10s
+
+bench: fixture
+	scripts/test.sh $(FIXTURE) -run '^$$' -bench . -benchmem -timeout 18m ./...
+
+# From nothing to `uname -a` in a VM of its own.
+demo: deps build
+	@scripts/demo.sh
+
+clean:
+	rm -rf bin .cache $(AGENT)

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Makes the state directory that the tests copy: one kernel, the image debian,
+# no VM. Kept between runs. Usage: fixture.sh DIR
+set -euo pipefail
+# shellcheck source=scripts/lib.sh
+source "$(dirname "$0")/lib.sh"
+
+dir=${1:?usage: fixture.sh DIR}
+banger=$(cd "$(dirname "$0")/.." && pwd)/bin/banger
+complete=$dir/complete
+
+run=$(mktemp -d /tmp/banger-fixture.XXXXXX)
+export BANGER_STATE_DIR=$dir/state BANGER_RUN_DIR=$run BANGER_CONFIG=$dir/none.toml
+finish() {
+  as_root "$banger" system stop >/dev/null 2>&1 || true
+  as_root rm -rf "$run"
+}
+trap finish EXIT
+
+[ -e "$complete" ] || as_root rm -rf "$dir"
+mkdir -p "$dir"
+if [ ! -e "$complete" ]; then
+  as_root "$banger" kernel pull </dev/null
+  as_root "$banger" image bootstrap debian </dev/null
+fi
+
+# A boot with this build puts the initramfs of this build's agent in place.
+as_root "$banger" vm run --rm -- true </dev/null
+as_root "$banger" system stop </dev/null
+touch "$complete"
+echo "fixture: $dir/state"
