@@ -68,8 +68,8 @@ func RemoveCgroup(ctx context.Context, dir string) error {
 	return nil
 }
 
-// AwaitExit waits for the end of a process that need not be a child; pidfd_open(2).
-func AwaitExit(ctx context.Context, pid int) error {
+// AwaitEnd waits for the end of a process that need not be a child; pidfd_open(2).
+func AwaitEnd(ctx context.Context, pid int) error {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil

@@ -1,0 +1,94 @@
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"banger/internal/linux"
+	"banger/internal/resource"
+)
+
+// killPatience is how long the processes of a killed cgroup may take to end.
+const killPatience = 10 * time.Second
+
+// Cgroups is the resource.Kind "cgroup": a cgroup (v2) for a VMM, and with it the
+// VMM's process, which is born in it and ends with it. No process id is ever
+// remembered, so none can be reused by a stranger.
+type Cgroups struct {
+	root   string // mount point of the hierarchy
+	parent string // holds all of this installation's
+}
+
+// NewCgroups returns the Kind for the installation with the given short id. The
+// host must have a cgroup v2 hierarchy mounted.
+func NewCgroups(installation string) (*Cgroups, error) {
+	root, err := linux.CgroupRoot()
+	if err != nil {
+		return nil, err
+	}
+	return &Cgroups{root: root, parent: "banger-" + installation}, nil
+}
+
+// Name returns the ledger's name for a new cgroup, from a random word.
+func (c *Cgroups) Name(random string) string { return c.parent + "/" + random }
+
+// Path returns the cgroup's directory.
+func (c *Cgroups) Path(name string) string { return filepath.Join(c.root, name) }
+
+// Kind implements resource.Kind.
+func (c *Cgroups) Kind() string { return "cgroup" }
+
+// Volatile implements resource.Kind.
+func (c *Cgroups) Volatile() bool { return true }
+
+// Acquire implements resource.Kind.
+func (c *Cgroups) Acquire(_ context.Context, ref resource.Ref) error {
+	if err := os.MkdirAll(c.Path(ref.Name), 0o755); err != nil {
+		return fmt.Errorf("create cgroup: %w", err)
+	}
+	return nil
+}
+
+// Inspect implements resource.Kind.
+func (c *Cgroups) Inspect(_ context.Context, ref resource.Ref) (resource.Presence, error) {
+	_, err := os.Stat(c.Path(ref.Name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return resource.Absent, nil
+	}
+	return resource.Ours, err
+}
+
+// Release kills what is in the cgroup and removes it, and the installation's
+// parent cgroup with its last child.
+func (c *Cgroups) Release(ctx context.Context, ref resource.Ref) error {
+	ctx, cancel := context.WithTimeout(ctx, killPatience)
+	defer cancel()
+	if err := linux.RemoveCgroup(ctx, c.Path(ref.Name)); err != nil {
+		return err
+	}
+	_ = os.Remove(c.Path(c.parent)) // refused while it has children
+	return nil
+}
+
+// List implements resource.Kind.
+func (c *Cgroups) List(context.Context) ([]resource.Ref, error) {
+	entries, err := os.ReadDir(c.Path(c.parent))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list cgroups: %w", err)
+	}
+	var refs []resource.Ref
+	for _, e := range entries {
+		if e.IsDir() {
+			refs = append(refs, resource.Ref{Kind: c.Kind(), Name: c.Name(e.Name())})
+		}
+	}
+	return refs, nil
+}

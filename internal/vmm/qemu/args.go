@@ -1,0 +1,59 @@
+package qemu
+
+import (
+	"fmt"
+	"strings"
+
+	"banger/internal/vmm"
+)
+
+// Names of the sockets in a machine's run directory.
+const (
+	agentSocket = "agent.sock"
+	qmpSocket   = "qmp.sock"
+)
+
+// serialPort is the name by which the agent finds its virtio-serial port.
+const serialPort = "banger.agent"
+
+// args is QEMU's command line for a machine. The machine type microvm has no PCI
+// and no legacy devices; a Debian kernel finds its virtio-mmio devices by ACPI, and
+// under TCG needs to be told the TSC's rate, since microvm has no timer to
+// calibrate it against.
+func args(m vmm.Machine, accel string, tscKHz int64) []string {
+	cmdline := "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests mitigations=off random.trust_cpu=on"
+	cpu := "host"
+	if accel == "tcg" {
+		cpu = "max"
+		cmdline += fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", tscKHz)
+	}
+	a := []string{
+		"-name", "banger-" + m.ID,
+		"-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+		"-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+		"-M", "microvm,x-option-roms=off,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on",
+		"-accel", accel, "-cpu", cpu,
+		"-m", fmt.Sprintf("%dM", m.Memory>>20), "-smp", fmt.Sprint(m.CPUs),
+		"-kernel", m.Kernel, "-initrd", m.Initrd, "-append", cmdline + " " + m.Cmdline,
+		"-global", "virtio-mmio.force-legacy=false",
+		"-chardev", "file,id=console,append=on,path=" + escape(m.Console), "-serial", "chardev:console",
+		"-device", "virtio-serial-device",
+		"-chardev", "socket,id=agent,server=on,wait=off,path=" + agentSocket,
+		"-device", "virtserialport,chardev=agent,name=" + serialPort,
+		"-device", "virtio-rng-device",
+		"-qmp", "unix:" + qmpSocket + ",server=on,wait=off",
+	}
+	for i, d := range m.Disks {
+		drive := fmt.Sprintf("id=d%d,if=none,format=raw,file=%s", i, escape(d.Path))
+		if d.ReadOnly {
+			drive += ",read-only=on"
+		} else {
+			drive += ",discard=unmap"
+		}
+		a = append(a, "-drive", drive, "-device", fmt.Sprintf("virtio-blk-device,drive=d%d", i))
+	}
+	return a
+}
+
+// escape protects the commas of a file name, which separate QEMU's options.
+func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }

@@ -1,0 +1,224 @@
+// Package qemu drives QEMU's microvm machine, with KVM where it serves and TCG
+// where it does not, so that banger works on any Linux machine.
+package qemu
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"banger/api"
+	"banger/internal/linux"
+	"banger/internal/vmm"
+)
+
+// Driver implements vmm.Driver.
+type Driver struct {
+	binary string
+
+	mu     sync.Mutex
+	info   *vmm.Info
+	tscKHz int64
+}
+
+// New returns a driver for the QEMU at path binary; an empty one is looked up in
+// PATH.
+func New(binary string) *Driver { return &Driver{binary: binary} }
+
+// Name implements vmm.Driver.
+func (d *Driver) Name() string { return "qemu" }
+
+// Check implements vmm.Driver.
+func (d *Driver) Check(ctx context.Context) (vmm.Info, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	path, err := exec.LookPath(cmp.Or(d.binary, "qemu-system-x86_64"))
+	if err != nil {
+		return vmm.Info{}, api.Errorf(api.CodeUnavailable, "look for QEMU: %w", err).
+			WithHint("apt-get install qemu-system-x86, or name the program in the configuration (qemu.binary)")
+	}
+	if d.info != nil && d.info.Binary == path {
+		return *d.info, nil
+	}
+	out, err := exec.CommandContext(ctx, path, "--version").Output()
+	if err != nil {
+		return vmm.Info{}, api.Errorf(api.CodeUnavailable, "run %s --version: %w", path, err).WithHint("reinstall qemu-system-x86")
+	}
+	version, _, _ := strings.Cut(strings.TrimPrefix(string(out), "QEMU emulator version "), "\n")
+	info := vmm.Info{Binary: path, Version: version, Accel: "kvm", Reason: "an ordinary guest runs at the speed of the hardware"}
+	if err := linux.ProbeKVM(ctx); err != nil {
+		info.Accel, info.Reason = "tcg", err.Error()
+		d.tscKHz = linux.TSCKHz()
+	}
+	d.info = &info
+	return info, nil
+}
+
+// Start implements vmm.Driver.
+func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error) {
+	info, err := d.Check(ctx)
+	if err != nil {
+		return nil, err
+	}
+	cgroup, err := os.Open(m.Cgroup)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
+	}
+	defer cgroup.Close()
+	log, err := os.OpenFile(m.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
+	}
+	defer log.Close()
+	cmd := exec.Command(info.Binary, args(m, info.Accel, d.tscKHz)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = m.RunDir, log, log
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
+	}
+	i := newInstance(m, cmd.Process.Pid)
+	go func() {
+		err := cmd.Wait()
+		exit := vmm.Exit{Known: true, Code: cmd.ProcessState.ExitCode()}
+		if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+			exit.Signal = ws.Signal().String()
+		} else if err != nil && exit.Code == 0 {
+			exit.Code = -1
+		}
+		i.end(exit)
+	}()
+	if err := errors.Join(i.bound(m), i.awaitRunning(ctx)); err != nil {
+		cmd.Process.Kill()
+		<-i.exited
+		return nil, api.Errorf(api.CodeUnavailable, "start %s: %w: %s", info.Binary, err, i.exit.Log)
+	}
+	return i, nil
+}
+
+// Attach implements vmm.Driver.
+func (d *Driver) Attach(ctx context.Context, m vmm.Machine) (vmm.Instance, error) {
+	pids, err := linux.CgroupPIDs(m.Cgroup)
+	if err != nil {
+		return nil, err
+	}
+	if len(pids) != 1 {
+		return nil, fmt.Errorf("attach to machine %s: %d processes in its cgroup", m.ID, len(pids))
+	}
+	i := newInstance(m, pids[0])
+	watch, cancel := context.WithCancel(context.Background())
+	i.unwatch = cancel
+	go func() {
+		if linux.AwaitEnd(watch, i.pid) == nil {
+			i.end(vmm.Exit{})
+		}
+	}()
+	if _, err := i.monitor(ctx, "query-status"); err != nil {
+		return nil, errors.Join(fmt.Errorf("attach to machine %s: %w", m.ID, err), i.Close())
+	}
+	return i, nil
+}
+
+// instance implements vmm.Instance.
+type instance struct {
+	pid     int
+	runDir  string
+	log     string
+	exited  chan struct{}
+	exit    vmm.Exit
+	unwatch context.CancelFunc
+}
+
+func newInstance(m vmm.Machine, pid int) *instance {
+	return &instance{pid: pid, runDir: m.RunDir, log: m.Log, exited: make(chan struct{}), unwatch: func() {}}
+}
+
+func (i *instance) end(exit vmm.Exit) {
+	exit.At = time.Now()
+	if text, err := os.ReadFile(i.log); err == nil {
+		exit.Log = strings.TrimSpace(string(text[max(0, len(text)-4096):]))
+	}
+	i.exit = exit
+	close(i.exited)
+}
+
+// bound limits the files that the VMM writes (its console, above all) to a little
+// more than its largest disk.
+func (i *instance) bound(m vmm.Machine) error {
+	limit := int64(1 << 30)
+	for _, d := range m.Disks {
+		info, err := os.Stat(d.Path)
+		if err != nil {
+			return fmt.Errorf("look at disk: %w", err)
+		}
+		limit = max(limit, info.Size())
+	}
+	return linux.LimitFileSize(i.pid, uint64(limit))
+}
+
+// awaitRunning waits until QEMU says that the machine runs.
+func (i *instance) awaitRunning(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for {
+		answer, err := i.monitor(ctx, "query-status")
+		var status struct{ Running bool }
+		if err == nil && json.Unmarshal(answer, &status) == nil && status.Running {
+			return nil
+		}
+		select {
+		case <-i.exited:
+			return errors.New("it ended at once")
+		case <-ctx.Done():
+			return errors.Join(err, ctx.Err())
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+func (i *instance) monitor(ctx context.Context, command string) (json.RawMessage, error) {
+	conn, err := linux.DialUnix(ctx, filepath.Join(i.runDir, qmpSocket))
+	if err != nil {
+		return nil, err
+	}
+	return qmp(ctx, conn, command)
+}
+
+// PID implements vmm.Instance.
+func (i *instance) PID() int { return i.pid }
+
+// Dial implements vmm.Instance.
+func (i *instance) Dial(ctx context.Context) (net.Conn, error) {
+	return linux.DialUnix(ctx, filepath.Join(i.runDir, agentSocket))
+}
+
+// Channel implements vmm.Instance.
+func (i *instance) Channel() vmm.Channel { return vmm.ChannelSerial }
+
+// PowerButton implements vmm.Instance.
+func (i *instance) PowerButton(ctx context.Context) error {
+	_, err := i.monitor(ctx, "system_powerdown")
+	return err
+}
+
+// Exited implements vmm.Instance.
+func (i *instance) Exited() <-chan struct{} { return i.exited }
+
+// Exit implements vmm.Instance.
+func (i *instance) Exit() vmm.Exit { return i.exit }
+
+// Close implements vmm.Instance.
+func (i *instance) Close() error {
+	i.unwatch()
+	return nil
+}

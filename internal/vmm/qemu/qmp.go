@@ -1,0 +1,66 @@
+package qemu
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+)
+
+// qmpTimeout bounds one command, qmpLine one answer.
+const (
+	qmpTimeout = 5 * time.Second
+	qmpLine    = 1 << 20
+)
+
+// qmp runs commands on a fresh connection to QEMU's monitor, which takes one
+// client at a time (QEMU Machine Protocol, docs/interop/qmp-spec).
+func qmp(ctx context.Context, conn net.Conn, commands ...string) (last json.RawMessage, err error) {
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	if err := conn.SetDeadline(time.Now().Add(qmpTimeout)); err != nil {
+		return nil, err
+	}
+	in := bufio.NewReader(io.LimitReader(conn, qmpLine))
+	if _, err := in.ReadBytes('\n'); err != nil {
+		return nil, fmt.Errorf("qmp greeting: %w", err)
+	}
+	for _, command := range append([]string{"qmp_capabilities"}, commands...) {
+		if err := json.NewEncoder(conn).Encode(map[string]string{"execute": command}); err != nil {
+			return nil, fmt.Errorf("qmp %s: %w", command, err)
+		}
+		if last, err = answer(in); err != nil {
+			return nil, fmt.Errorf("qmp %s: %w", command, err)
+		}
+	}
+	return last, nil
+}
+
+// answer reads the answer to a command, past the events before it.
+func answer(in *bufio.Reader) (json.RawMessage, error) {
+	for {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			return nil, err
+		}
+		var msg struct {
+			Event  string
+			Return json.RawMessage
+			Error  *struct{ Desc string }
+		}
+		if err := json.Unmarshal(line, &msg); err != nil {
+			return nil, err
+		}
+		switch {
+		case msg.Error != nil:
+			return nil, errors.New(msg.Error.Desc)
+		case msg.Event == "":
+			return msg.Return, nil
+		}
+	}
+}
