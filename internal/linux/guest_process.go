@@ -47,7 +47,9 @@ func SignalAll(name string) error { return unix.Kill(-1, unix.SignalNum("SIG"+na
 func SignalName(n int) string { return strings.TrimPrefix(unix.SignalName(unix.Signal(n)), "SIG") }
 
 // Executable says whether the process's effective user may execute path. See faccessat(2).
-func Executable(path string) error { return unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS) }
+func Executable(path string) error {
+	return unix.Faccessat(unix.AT_FDCWD, path, unix.X_OK, unix.AT_EACCESS)
+}
 
 // PollableDup duplicates f as a file whose reads and writes take deadlines.
 func PollableDup(f *os.File) (*os.File, error) {

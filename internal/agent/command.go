@@ -1,0 +1,342 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/creack/pty"
+
+	"banger/api"
+	"banger/internal/linux"
+)
+
+const (
+	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+	// After the command's end, what its output pipes still hold is passed on.
+	// Others that hold them open are not waited for.
+	outputGrace = 200 * time.Millisecond
+	maxPipe     = 1 << 20 // the most that a pipe holds, see pipe(7)
+)
+
+// start starts the command of spec. A command that cannot be started is a session
+// too: one with a message and exit status 127 or 126, as with a shell.
+func (s *session) start(spec api.ExecSpec) error {
+	u, err := findUser(spec.User)
+	if err != nil {
+		return err
+	}
+	cmd, err := newCommand(spec, u)
+	if err != nil {
+		s.refuse(err)
+		return nil
+	}
+	streams, err := s.connect(cmd, spec)
+	if err != nil {
+		return api.Errorf(api.CodeGuest, "exec %s: %w", cmd.Path, err)
+	}
+	err = cmd.Start()
+	streams.closeChild()
+	if err != nil {
+		streams.closeOurs()
+		s.refuse(err)
+		return nil
+	}
+	s.pgid = cmd.Process.Pid
+	ended := make(chan struct{})
+	var outputs sync.WaitGroup
+	for _, o := range streams.outputs {
+		outputs.Go(func() { s.pump(o, ended) })
+	}
+	go s.feed(streams.input, spec.TTY)
+	go s.wait(cmd, streams, ended, &outputs)
+	return nil
+}
+
+// refuse makes the session that of a command that did not start.
+func (s *session) refuse(err error) {
+	code := 126
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
+		code = 127
+	}
+	s.inClosed = true
+	s.put(api.Frame{Type: api.FrameStderr, Data: []byte("banger: " + err.Error() + "\n")})
+	s.put(api.JSONFrame(api.FrameExit, 0, api.ExecStatus{Code: code}))
+}
+
+func newCommand(spec api.ExecSpec, u user) (*exec.Cmd, error) {
+	env := []string{"PATH=" + defaultPath, "HOME=" + u.home, "USER=" + u.name, "LOGNAME=" + u.name}
+	if spec.TTY {
+		env = append(env, "TERM=xterm-256color")
+	}
+	env = append(env, spec.Env...)
+	argv := spec.Command
+	dir := spec.Dir
+	if dir == "" {
+		dir = "/"
+		if info, err := os.Stat(u.home); err == nil && info.IsDir() {
+			dir = u.home
+		}
+	}
+	cmd := &exec.Cmd{Env: env, Dir: dir, SysProcAttr: &syscall.SysProcAttr{}}
+	if len(argv) == 0 {
+		shell, err := loginShell(u)
+		if err != nil {
+			return nil, err
+		}
+		cmd.Path, argv = shell, []string{"-" + filepath.Base(shell)}
+	} else {
+		path, err := lookPath(argv[0], dir, env)
+		if err != nil {
+			return nil, err
+		}
+		cmd.Path = path
+	}
+	cmd.Args = argv
+	if u.uid != 0 || u.gid != 0 || len(u.groups) > 0 {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.uid, Gid: u.gid, Groups: u.groups}
+	}
+	return cmd, nil
+}
+
+func loginShell(u user) (string, error) {
+	for _, shell := range []string{u.shell, "/bin/bash", "/bin/sh"} {
+		if shell != "" && linux.Executable(shell) == nil {
+			return shell, nil
+		}
+	}
+	return "", fmt.Errorf("the image has no shell: %w", fs.ErrNotExist)
+}
+
+// lookPath finds a command as execvp(3) does, in the PATH that it is to have.
+func lookPath(name, dir string, env []string) (string, error) {
+	if name == "" {
+		return "", fmt.Errorf("empty command: %w", fs.ErrNotExist)
+	}
+	if strings.Contains(name, "/") {
+		path := name
+		if !filepath.IsAbs(path) {
+			path = filepath.Join(dir, path)
+		}
+		return path, check(path)
+	}
+	var denied error
+	for _, e := range slices.Backward(env) {
+		list, ok := strings.CutPrefix(e, "PATH=")
+		if !ok {
+			continue
+		}
+		for _, d := range filepath.SplitList(list) {
+			if !filepath.IsAbs(d) {
+				d = filepath.Join(dir, d)
+			}
+			err := check(filepath.Join(d, name))
+			if err == nil {
+				return filepath.Join(d, name), nil
+			}
+			if !errors.Is(err, fs.ErrNotExist) && denied == nil {
+				denied = err
+			}
+		}
+		break
+	}
+	if denied != nil {
+		return "", denied
+	}
+	return "", fmt.Errorf("%s: command not found: %w", name, exec.ErrNotFound)
+}
+
+func check(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("%s: %w", path, fs.ErrNotExist)
+	case err != nil:
+		return err
+	case info.IsDir():
+		return fmt.Errorf("%s: is a directory", path)
+	case linux.Executable(path) != nil:
+		return fmt.Errorf("%s: %w", path, fs.ErrPermission)
+	}
+	return nil
+}
+
+// streams are the files between a session and its command.
+type streams struct {
+	child   []*os.File
+	outputs []output
+	input   *os.File // nil without input
+}
+
+type output struct {
+	frame api.FrameType
+	file  *os.File
+}
+
+func (p *streams) closeChild() { closeAll(p.child) }
+
+func (p *streams) closeOurs() {
+	for _, o := range p.outputs {
+		_ = o.file.Close()
+	}
+	if p.input != nil {
+		_ = p.input.Close()
+	}
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close()
+	}
+}
+
+func (s *session) connect(cmd *exec.Cmd, spec api.ExecSpec) (_ *streams, err error) {
+	p := &streams{}
+	defer func() {
+		if err != nil {
+			p.closeChild()
+			p.closeOurs()
+		}
+	}()
+	if spec.TTY {
+		return p, s.connectTTY(cmd, spec, p)
+	}
+	cmd.SysProcAttr.Setpgid = true
+	if spec.Stdin {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return p, err
+		}
+		p.child, p.input, cmd.Stdin = append(p.child, r), w, r
+	}
+	for _, o := range []api.FrameType{api.FrameStdout, api.FrameStderr} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			return p, err
+		}
+		p.child, p.outputs = append(p.child, w), append(p.outputs, output{o, r})
+		if o == api.FrameStdout {
+			cmd.Stdout = w
+		} else {
+			cmd.Stderr = w
+		}
+	}
+	return p, nil
+}
+
+func (s *session) connectTTY(cmd *exec.Cmd, spec api.ExecSpec, p *streams) error {
+	master, slave, err := pty.Open()
+	if err != nil {
+		return err
+	}
+	p.child = append(p.child, slave)
+	file, err := linux.PollableDup(master)
+	_ = master.Close()
+	if err != nil {
+		return err
+	}
+	p.outputs = []output{{api.FrameStdout, file}}
+	p.input = file
+	s.resize = func(size api.WindowSize) error {
+		return linux.SetWindowSize(file, size.Rows, size.Cols)
+	}
+	if spec.Size.Rows > 0 && spec.Size.Cols > 0 {
+		if err := s.resize(spec.Size); err != nil {
+			return err
+		}
+	}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
+	cmd.SysProcAttr.Setsid, cmd.SysProcAttr.Setctty = true, true
+	if cred := cmd.SysProcAttr.Credential; cred != nil {
+		return slave.Chown(int(cred.Uid), int(cred.Gid))
+	}
+	return nil
+}
+
+// pump passes output on until its end, or until what was in it at the command's
+// end has been read.
+func (s *session) pump(o output, ended <-chan struct{}) {
+	buf := make([]byte, 32<<10)
+	for left := maxPipe; left > 0; {
+		select {
+		case <-ended:
+			_ = o.file.SetReadDeadline(time.Now().Add(outputGrace))
+		default:
+			left = maxPipe
+		}
+		n, err := o.file.Read(buf)
+		left -= n
+		if n > 0 && !s.put(api.Frame{Type: o.frame, Data: slices.Clone(buf[:n])}) {
+			return
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// feed passes input on to the command.
+func (s *session) feed(w *os.File, tty bool) {
+	defer s.closeInput()
+	if w == nil {
+		return
+	}
+	if !tty {
+		defer func() { _ = w.Close() }()
+	}
+	for {
+		f, ok := s.nextInput()
+		if !ok {
+			return
+		}
+		if f.Type == api.FrameStdinEOF {
+			if tty {
+				_, _ = w.Write([]byte{4}) // ^D: the end of the input in canonical mode, see termios(3)
+			}
+			s.passedOn()
+			return
+		}
+		if _, err := w.Write(f.Data); err != nil {
+			return
+		}
+		s.passedOn()
+	}
+}
+
+// wait waits for the command's end, and puts the exit frame after its output.
+func (s *session) wait(cmd *exec.Cmd, p *streams, ended chan struct{}, outputs *sync.WaitGroup) {
+	_ = linux.AwaitExit(cmd.Process.Pid)
+	s.mu.Lock()
+	s.pgid = 0
+	s.mu.Unlock()
+	_ = cmd.Wait() // the status is read below
+	close(ended)
+	for _, o := range p.outputs {
+		_ = o.file.SetReadDeadline(time.Now().Add(outputGrace))
+	}
+	outputs.Wait()
+	s.closeInput()
+	s.mu.Lock()
+	s.resize = nil
+	s.mu.Unlock()
+	p.closeOurs()
+	status := api.ExecStatus{Code: cmd.ProcessState.ExitCode()}
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		status = api.ExecStatus{Signal: linux.SignalName(int(ws.Signal()))}
+	}
+	s.put(api.JSONFrame(api.FrameExit, 0, status))
+	s.mu.Lock()
+	detached := s.attached == 0
+	s.mu.Unlock()
+	if detached {
+		s.expire(true)
+	}
+}

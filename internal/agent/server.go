@@ -1,0 +1,256 @@
+package agent
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"io"
+	"log"
+	"net/http"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"banger/api"
+	"banger/internal/guest/wire"
+	"banger/internal/linux"
+)
+
+const (
+	maxBody      = 64 << 10
+	writeTimeout = 30 * time.Second
+)
+
+// Handler serves the agent's routes. poweroff is called once a request to power
+// off has been answered.
+func Handler(poweroff func()) http.Handler {
+	ss := &sessions{byID: make(map[string]*session)}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", health)
+	mux.HandleFunc("POST /configure", configure)
+	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusNoContent)
+		time.AfterFunc(50*time.Millisecond, poweroff) // the answer gets out first
+	})
+	mux.HandleFunc("GET /exec", ss.serve)
+	return mux
+}
+
+func version() string {
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		return info.Main.Version
+	}
+	return "(devel)"
+}
+
+func health(w http.ResponseWriter, _ *http.Request) {
+	h := wire.Health{Version: version(), Protocol: wire.Protocol}
+	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
+		h.BootID = strings.TrimSpace(string(id))
+	}
+	if up, err := os.ReadFile("/proc/uptime"); err == nil {
+		first, _, _ := strings.Cut(string(up), " ")
+		h.Uptime, _ = strconv.ParseFloat(first, 64)
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(h)
+}
+
+func configure(w http.ResponseWriter, r *http.Request) {
+	var c wire.Configure
+	err := json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(&c)
+	if err == nil {
+		err = apply(c)
+	}
+	if err != nil {
+		w.WriteHeader(http.StatusBadRequest)
+		_ = json.NewEncoder(w).Encode(wire.Error{Message: err.Error()})
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// apply does all that c asks for, whatever fails on the way.
+func apply(c wire.Configure) error {
+	var errs []error
+	if c.Time != 0 {
+		errs = append(errs, linux.SetClock(time.Unix(0, c.Time)))
+	}
+	if len(c.Entropy) > 0 {
+		errs = append(errs, linux.AddEntropy(c.Entropy))
+	}
+	if c.Hostname != "" {
+		errs = append(errs, linux.SetHostname(c.Hostname), writeIn("etc/hostname", c.Hostname+"\n", 0o644))
+	}
+	if c.MachineID != "" {
+		if b, err := hex.DecodeString(c.MachineID); err != nil || len(b) != 16 {
+			errs = append(errs, errors.New("machine id: 32 hexadecimal digits are needed"))
+		} else {
+			errs = append(errs, writeIn("etc/machine-id", c.MachineID+"\n", 0o444))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// writeIn replaces a file of the image, whatever it is there, a link too.
+func writeIn(name, content string, mode os.FileMode) error {
+	root, err := os.OpenRoot("/")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	if old, err := root.ReadFile(name); err == nil && string(old) == content {
+		return nil
+	}
+	if err := root.MkdirAll("etc", 0o755); err != nil {
+		return err
+	}
+	tmp := name + ".banger"
+	if err := root.WriteFile(tmp, []byte(content), mode); err != nil {
+		return err
+	}
+	return root.Rename(tmp, name)
+}
+
+// serve is GET /exec: one connection of a session. See api/stream.go.
+func (ss *sessions) serve(w http.ResponseWriter, r *http.Request) {
+	ws, err := websocket.Accept(w, r, &websocket.AcceptOptions{CompressionMode: websocket.CompressionDisabled})
+	if err != nil {
+		return // Accept has answered
+	}
+	defer func() { _ = ws.CloseNow() }()
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	c := &execConn{ws: ws, cancel: cancel}
+	if err := c.run(ctx, ss); err != nil {
+		_ = c.write(ctx, api.JSONFrame(api.FrameError, 0, api.AsError(err)))
+	}
+	_ = ws.Close(websocket.StatusNormalClosure, "")
+}
+
+type execConn struct {
+	ws     *websocket.Conn
+	cancel context.CancelFunc
+	s      *session
+	number int
+}
+
+func (c *execConn) write(ctx context.Context, f api.Frame) error {
+	ctx, cancel := context.WithTimeout(ctx, writeTimeout)
+	defer cancel()
+	return c.ws.Write(ctx, websocket.MessageBinary, f.Marshal())
+}
+
+func (c *execConn) read(ctx context.Context) (api.Frame, error) {
+	_, b, err := c.ws.Read(ctx)
+	if err != nil {
+		return api.Frame{}, err
+	}
+	return api.ParseFrame(b)
+}
+
+func (c *execConn) run(ctx context.Context, ss *sessions) error {
+	c.ws.SetReadLimit(api.MaxOpen)
+	openCtx, cancel := context.WithTimeout(ctx, writeTimeout)
+	f, err := c.read(openCtx)
+	cancel()
+	if err != nil {
+		return nil // the client has gone
+	}
+	var o api.ExecOpen
+	if f.Type != api.FrameOpen || json.Unmarshal(f.Data, &o) != nil || len(o.ID) != 32 {
+		return api.Errorf(api.CodeInvalid, "exec: the first frame does not open a session")
+	}
+	c.ws.SetReadLimit(api.MaxFrame)
+	s, err := ss.open(o)
+	if err != nil {
+		return err
+	}
+	number, accepted := s.attach()
+	defer s.detach(number)
+	c.s, c.number = s, number
+	if err := c.write(ctx, api.Frame{Type: api.FrameHello, Seq: accepted}); err != nil {
+		return nil // the client has gone
+	}
+	received := make(chan error, 1)
+	go func() {
+		received <- c.receive(ctx)
+		c.cancel()
+	}()
+	c.send(ctx, o.After)
+	select {
+	case err = <-received:
+	default: // another connection took over, or writing failed
+	}
+	return err
+}
+
+// send writes output and acknowledgements until ctx ends, another connection
+// takes over or the session is dropped.
+func (c *execConn) send(ctx context.Context, after uint64) {
+	var acked uint64
+	for {
+		var next api.Frame
+		ok := c.s.await(ctx.Done(), func() bool {
+			if c.s.attached != c.number {
+				next.Type = 0
+				return true
+			}
+			if c.s.inDone > acked {
+				acked = c.s.inDone
+				next = api.Frame{Type: api.FrameStdinAck, Seq: acked}
+				return true
+			}
+			for _, f := range c.s.output {
+				if f.Seq > after {
+					next, after = f, f.Seq
+					return true
+				}
+			}
+			return false
+		})
+		if !ok || next.Type == 0 || c.write(ctx, next) != nil {
+			return
+		}
+	}
+}
+
+// receive takes the client's frames until the connection ends.
+func (c *execConn) receive(ctx context.Context) error {
+	for {
+		f, err := c.read(ctx)
+		if err != nil {
+			return nil // the connection's end is not the session's
+		}
+		switch f.Type {
+		case api.FrameStdin, api.FrameStdinEOF:
+			err = c.s.accept(f)
+		case api.FrameAck:
+			c.s.ack(f.Seq)
+			select {
+			case <-c.s.gone:
+				return nil
+			default:
+			}
+		case api.FrameSignal:
+			if e := c.s.signal(string(f.Data)); e != nil {
+				log.Printf("signal %q: %v", f.Data, e)
+			}
+		case api.FrameResize:
+			var size api.WindowSize
+			if err = json.Unmarshal(f.Data, &size); err == nil {
+				_ = c.s.setSize(size)
+			}
+		default:
+			err = api.Errorf(api.CodeInvalid, "exec: a frame of unknown type %d", f.Type)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
