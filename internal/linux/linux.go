@@ -127,3 +127,19 @@ func mountPoint(fstype string) (string, error) {
 	}
 	return "", fmt.Errorf("no %s file system is mounted", fstype)
 }
+
+// ListenUnix listens on a socket at path, which may be longer than a socket address
+// can hold, with mode 0600.
+func ListenUnix(path string) (net.Listener, error) {
+	dir, err := os.Open(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	l, err := net.Listen("unix", fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path)))
+	if err != nil {
+		return nil, err
+	}
+	l.(*net.UnixListener).SetUnlinkOnClose(false)
+	return l, os.Chmod(path, 0o600)
+}

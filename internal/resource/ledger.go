@@ -198,3 +198,20 @@ func (l *Ledger) Recover(ctx context.Context, alive func(owner string) bool) err
 	}
 	return errors.Join(errs...)
 }
+
+// ForgetVolatile deletes the rows of volatile objects without touching the objects:
+// in a copied state directory they are the original installation's.
+func (l *Ledger) ForgetVolatile(ctx context.Context) error {
+	refs, err := l.store.Resources(ctx, "")
+	if err != nil {
+		return fmt.Errorf("ledger: list resources: %w", err)
+	}
+	for _, ref := range refs {
+		if k, ok := l.kinds[ref.Kind]; ok && k.Volatile() {
+			if err := l.store.DeleteResource(ctx, ref.ID); err != nil {
+				return fmt.Errorf("ledger: forget %s %s: %w", ref.Kind, ref.Name, err)
+			}
+		}
+	}
+	return nil
+}

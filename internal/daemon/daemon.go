@@ -1,0 +1,218 @@
+// Package daemon puts bangerd together: Run is the one place where the parts meet.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"banger/api"
+	"banger/internal/agentbin"
+	"banger/internal/config"
+	"banger/internal/disk"
+	"banger/internal/identity"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/linux"
+	"banger/internal/operation"
+	"banger/internal/resource"
+	"banger/internal/server"
+	"banger/internal/store"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+	"banger/internal/vmm/qemu"
+)
+
+// shutdownPatience is what operations under way are given when the daemon stops.
+const shutdownPatience = 20 * time.Second
+
+// Run serves one installation until ctx ends; ready is called when it answers.
+// VMs run on when it returns.
+func Run(ctx context.Context, paths config.Paths, version string, ready func()) error {
+	ctx, shutdown := context.WithCancel(ctx)
+	defer shutdown()
+	cfg, err := config.Load(paths.Config)
+	if err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return api.Errorf(api.CodePermissionDenied, "start bangerd: it must run as root").WithHint("sudo bangerd")
+	}
+	lock, err := prepare(paths)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	log, closeLog, err := openLog(filepath.Join(paths.State, "bangerd.log"))
+	if err != nil {
+		return err
+	}
+	defer closeLog()
+	log.Info("bangerd starts", "version", version, "pid", os.Getpid())
+
+	id, minted, err := identity.Load(paths.State)
+	if err != nil {
+		return fmt.Errorf("read the installation's identity: %w", err)
+	}
+	db, err := store.Open(ctx, filepath.Join(paths.State, "banger.db"))
+	if err != nil {
+		return err
+	}
+	defer db.Close()
+	bootID, err := linux.BootID()
+	if err != nil {
+		return fmt.Errorf("read the host's boot id: %w", err)
+	}
+	cgroups, err := vmm.NewCgroups(id.ID)
+	if err != nil {
+		return api.Errorf(api.CodeUnsupported, "find the cgroup v2 hierarchy: %w", err).
+			WithHint("mount -t cgroup2 none /sys/fs/cgroup/unified")
+	}
+	dirs := resource.NewDir(vm.KindDir, paths.State, false, "vms", "layers", "kernels")
+	runDirs := resource.NewDir(vm.KindRunDir, paths.Run, true, "vm")
+	ledger := resource.New(db, bootID, log, dirs, runDirs, cgroups, disk.NewUpper(paths.State))
+	agent, err := agentbin.Binary()
+	if err != nil {
+		return err
+	}
+	images := image.New(image.Config{Ledger: ledger, Dirs: dirs, Store: db, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries})
+	kernels := kernel.New(kernel.Config{Ledger: ledger, Dirs: dirs, Store: db, Agent: agent})
+	operations := operation.NewRegistry()
+	vms := vm.New(vm.Config{
+		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups,
+		Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, StateDir: paths.State, Log: log,
+		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootSize: int64(cfg.VM.RootSize)},
+	})
+	if minted {
+		if err := ledger.ForgetVolatile(ctx); err != nil {
+			return err
+		}
+	}
+	if err := recoverAll(ctx, ledger, vms, images, kernels); err != nil {
+		log.Error("recovery is incomplete; the next start tries again", "err", err)
+	}
+	if err := vms.Recover(ctx); err != nil {
+		return err
+	}
+	listener, err := listen(paths, cfg.Group)
+	if err != nil {
+		return err
+	}
+	handler := server.New(server.Config{
+		VMs: vms, Images: images, Kernels: kernels, Operations: operations, Log: log, Shutdown: shutdown,
+		System: api.System{
+			Version: version, Installation: id.ID, PID: os.Getpid(), Started: time.Now(), StateDir: paths.State, RunDir: paths.Run,
+		},
+	})
+	ready()
+	log.Info("serving", "socket", paths.Socket(), "installation", id.ID)
+	err = server.Serve(ctx, listener, handler)
+	log.Info("bangerd stops", "err", err)
+	vms.Close()
+	patience, cancel := context.WithTimeout(context.Background(), shutdownPatience)
+	defer cancel()
+	return errors.Join(err, operations.Close(patience), os.RemoveAll(paths.Socket()))
+}
+
+// prepare makes the installation's directories and takes its lock.
+func prepare(paths config.Paths) (*os.File, error) {
+	for _, dir := range []string{paths.State, paths.Run} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return nil, fmt.Errorf("create directory: %w", err)
+		}
+	}
+	lock, holder, err := linux.Lock(filepath.Join(paths.State, "lock"))
+	if errors.Is(err, linux.ErrLocked) {
+		return nil, api.Errorf(api.CodeConflict, "start bangerd: process %d serves %s already", holder, paths.State).
+			WithHint("banger system status")
+	}
+	return lock, err
+}
+
+// openLog opens the daemon's log; a long one is set aside, once.
+func openLog(path string) (*slog.Logger, func(), error) {
+	const maxLog = 16 << 20
+	if info, err := os.Stat(path); err == nil && info.Size() > maxLog {
+		if err := os.Rename(path, path+".1"); err != nil {
+			return nil, nil, err
+		}
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open log: %w", err)
+	}
+	return slog.New(slog.NewTextHandler(f, nil)), func() { f.Close() }, nil
+}
+
+// listen opens the socket for root and for the members of the group, if it exists.
+func listen(paths config.Paths, group string) (net.Listener, error) {
+	socket := paths.Socket()
+	if err := os.RemoveAll(socket); err != nil {
+		return nil, err
+	}
+	listener, err := linux.ListenUnix(socket)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", socket, err)
+	}
+	if g, err := user.LookupGroup(group); err == nil {
+		gid, err := strconv.Atoi(g.Gid)
+		if err == nil {
+			err = os.Chown(socket, 0, gid)
+		}
+		if err == nil {
+			err = os.Chmod(socket, 0o660)
+		}
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("open %s to group %s: %w", socket, group, err), listener.Close())
+		}
+	}
+	return listener, nil
+}
+
+// recoverAll makes ledger and host agree: what belongs to no VM, layer or kernel goes.
+func recoverAll(ctx context.Context, ledger *resource.Ledger, sources ...interface {
+	Alive(context.Context) (map[string]bool, error)
+}) error {
+	alive := map[string]bool{}
+	for _, s := range sources {
+		owners, err := s.Alive(ctx)
+		if err != nil {
+			return err
+		}
+		maps.Copy(alive, owners)
+	}
+	return ledger.Recover(ctx, func(owner string) bool { return alive[owner] })
+}
+
+// assets implements vm.Assets.
+type assets struct {
+	images  *image.Manager
+	kernels *kernel.Manager
+}
+
+func (a assets) Image(ctx context.Context, uid uint32, name string) (string, error) {
+	img, err := a.images.Get(ctx, uid, name)
+	return img.ID, err
+}
+
+func (a assets) Disks(ctx context.Context, id string) ([]string, error) {
+	return a.images.Disks(ctx, id)
+}
+
+func (a assets) Kernel(ctx context.Context, name string) (string, error) {
+	k, err := a.kernels.Get(ctx, name)
+	return k.Name, err
+}
+
+func (a assets) Boot(ctx context.Context, name string) (vm.Boot, error) {
+	b, err := a.kernels.Boot(ctx, name)
+	return vm.Boot{Vmlinux: b.Vmlinux, Initramfs: b.Initramfs, Modules: b.Modules}, err
+}

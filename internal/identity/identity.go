@@ -1,0 +1,53 @@
+// Package identity says which installation a state directory is. Its short id is
+// part of every name that banger gives to the kernel, so that installations on one
+// host never take each other's objects for their own.
+package identity
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"banger/internal/linux"
+	"banger/internal/resource"
+
+	"github.com/google/renameio/v2"
+)
+
+// Identity is the content of installation.json. A copied directory has another
+// inode than the file says, and so is known to be a new installation.
+type Identity struct {
+	ID     string `json:"id"`
+	Device uint64 `json:"device"`
+	Inode  uint64 `json:"inode"`
+}
+
+// Load reads the identity of a state directory, and mints one where there is none
+// or where the directory is a copy of another. Minted says so; the ledger's rows
+// for volatile objects belong to the original then.
+func Load(stateDir string) (id Identity, minted bool, err error) {
+	path := filepath.Join(stateDir, "installation.json")
+	device, inode, err := linux.Inode(stateDir)
+	if err != nil {
+		return Identity{}, false, err
+	}
+	text, err := os.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return Identity{}, false, err
+	}
+	if err == nil && json.Unmarshal(text, &id) == nil && id.ID != "" && id.Device == device && id.Inode == inode {
+		return id, false, nil
+	}
+	id = Identity{ID: resource.RandomName(4), Device: device, Inode: inode}
+	text, err = json.Marshal(id)
+	if err != nil {
+		return Identity{}, false, err
+	}
+	if err := renameio.WriteFile(path, append(text, '\n'), 0o600); err != nil {
+		return Identity{}, false, fmt.Errorf("write %s: %w", path, err)
+	}
+	return id, true, nil
+}
