@@ -1,0 +1,234 @@
+// Package client is the Go client of bangerd: one method for each request that
+// the daemon answers over its Unix socket. The CLI is built on it, and so can be
+// other programs. Types and error codes are those of package api, the only part
+// of banger that it imports.
+//
+//	c := client.New("/run/banger/bangerd.sock")
+//	vm, op, err := c.CreateVM(ctx, api.CreateVM{Image: "debian", Start: true})
+//	if err != nil {
+//		return err
+//	}
+//	if _, err := c.Wait(ctx, op.ID, nil); err != nil {
+//		return err
+//	}
+//	status, err := c.Exec(ctx, vm.ID, client.ExecOptions{Command: []string{"uname", "-r"}, Stdout: os.Stdout})
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"banger/api"
+)
+
+const (
+	// baseURL carries a host because HTTP wants one; the socket decides.
+	baseURL = "http://bangerd/" + api.Version
+	// maxSocketPath is what sun_path holds beside its final NUL; unix(7).
+	maxSocketPath = 107
+	maxAnswer     = 32 << 20
+	maxError      = 64 << 10
+
+	// A broken wait is taken up again so often, with such pauses, unless there is
+	// progress: about ten seconds, in which a daemon restarts.
+	reconnectTries = 40
+	reconnectPause = 250 * time.Millisecond
+)
+
+// Client talks to one daemon. It holds no connection between requests, and its
+// methods may be called from any goroutine. Their errors are *api.Error; one that
+// came from the end of ctx wraps ctx's error.
+type Client struct {
+	socket string
+	http   *http.Client
+	pause  time.Duration
+}
+
+// New returns a Client for the daemon that listens on a Unix socket, whose path
+// may be longer than the kernel's limit for addresses. It does not connect yet.
+func New(socket string) *Client {
+	c := &Client{socket: socket, pause: reconnectPause}
+	c.http = &http.Client{
+		Transport: &http.Transport{
+			DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return c.dial(ctx) },
+			// The daemon may restart between two requests.
+			DisableKeepAlives:     true,
+			ExpectContinueTimeout: time.Second,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return c
+}
+
+// dial connects to the daemon. Its errors are as users should see them.
+func (c *Client) dial(ctx context.Context) (net.Conn, error) {
+	conn, err := dialUnix(ctx, c.socket)
+	switch {
+	case err == nil:
+		return conn, nil
+	case errors.Is(err, fs.ErrPermission):
+		return nil, api.Errorf(api.CodePermissionDenied, "connect to bangerd on %s: %w", c.socket, syscall.EACCES).
+			WithHint("sudo usermod -aG banger $USER, then log in again")
+	case ctx.Err() != nil:
+		return nil, api.Errorf(api.CodeUnavailable, "connect to bangerd on %s: %w", c.socket, ctx.Err())
+	}
+	return nil, api.Errorf(api.CodeUnavailable, "bangerd does not answer on %s: %w", c.socket, root(err)).
+		WithHint("sudo systemctl start bangerd, or run bangerd as root")
+}
+
+// root is the innermost error: what net puts around it repeats the address.
+func root(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
+}
+
+func dialUnix(ctx context.Context, path string) (net.Conn, error) {
+	if len(path) > maxSocketPath {
+		dir, err := os.Open(filepath.Dir(path))
+		if err != nil {
+			return nil, err
+		}
+		defer dir.Close()
+		path = fmt.Sprintf("/proc/self/fd/%d/%s", dir.Fd(), filepath.Base(path))
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", path)
+}
+
+// request is one request: the path's elements come unescaped.
+type request struct {
+	method string
+	path   []string
+	query  url.Values
+	header http.Header
+	body   io.Reader
+}
+
+func (r request) String() string { return r.method + " " + strings.Join(r.path, "/") }
+
+func (r request) url() (string, error) {
+	var b strings.Builder
+	b.WriteString(baseURL)
+	for _, elem := range r.path {
+		switch elem {
+		case "":
+			return "", api.Errorf(api.CodeInvalid, "%s: a name is empty", r)
+		case ".", "..": // would be taken for steps in the path
+			elem = strings.ReplaceAll(elem, ".", "%2E")
+		default:
+			elem = url.PathEscape(elem)
+		}
+		b.WriteString("/" + elem)
+	}
+	if len(r.query) > 0 {
+		b.WriteString("?" + r.query.Encode())
+	}
+	return b.String(), nil
+}
+
+// send returns the answer if it is one of success; its body must be closed.
+func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
+	target, err := r.url()
+	if err != nil {
+		return nil, err
+	}
+	req, err := http.NewRequestWithContext(ctx, r.method, target, r.body)
+	if err != nil {
+		return nil, api.Errorf(api.CodeInvalid, "%s: %w", r, err)
+	}
+	if r.header != nil {
+		req.Header = r.header
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, broken(ctx, r, err)
+	}
+	if resp.StatusCode < 200 || resp.StatusCode > 299 {
+		defer resp.Body.Close()
+		return nil, decodeError(r, resp)
+	}
+	return resp, nil
+}
+
+// broken is the error for a connection that could not be made or ended early.
+func broken(ctx context.Context, r request, err error) error {
+	if coded, ok := errors.AsType[*api.Error](err); ok {
+		return coded
+	}
+	if ctx.Err() != nil {
+		return api.Errorf(api.CodeUnavailable, "%s: %w", r, ctx.Err())
+	}
+	return api.Errorf(api.CodeUnavailable, "%s: the connection to bangerd broke: %w", r, root(err)).
+		WithHint("look at the daemon's log")
+}
+
+func decodeError(r request, resp *http.Response) error {
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, maxError))
+	var e api.Error
+	if err := json.Unmarshal(text, &e); err != nil || e.Code == "" || e.Message == "" {
+		return api.Errorf(api.CodeInternal, "%s: bangerd answered %s without an error of its own", r, resp.Status)
+	}
+	return &e
+}
+
+// call sends in as JSON (nothing if it is nil) and decodes the answer into out
+// (which is ignored if it is nil).
+func (c *Client) call(ctx context.Context, r request, in, out any) error {
+	if in != nil {
+		b, err := json.Marshal(in)
+		if err != nil {
+			return api.Errorf(api.CodeInvalid, "%s: %w", r, err)
+		}
+		r.body = bytes.NewReader(b)
+		r.header = http.Header{"Content-Type": {"application/json"}}
+	}
+	resp, err := c.send(ctx, r)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if out == nil {
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return broken(ctx, r, err)
+	}
+	if err := json.Unmarshal(text, out); err != nil {
+		return api.Errorf(api.CodeInternal, "%s: decode the answer: %w", r, err)
+	}
+	return nil
+}
+
+func get[T any](ctx context.Context, c *Client, path ...string) (T, error) {
+	var out T
+	err := c.call(ctx, request{method: http.MethodGet, path: path}, nil, &out)
+	return out, err
+}
+
+// upload sends a stream. The daemon may refuse it before it is sent.
+func upload[T any](ctx context.Context, c *Client, body io.Reader, path ...string) (T, error) {
+	var out T
+	r := request{method: http.MethodPut, path: path, body: io.NopCloser(body),
+		header: http.Header{"Content-Type": {"application/octet-stream"}, "Expect": {"100-continue"}}}
+	err := c.call(ctx, r, nil, &out)
+	return out, err
+}

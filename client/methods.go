@@ -1,0 +1,150 @@
+package client
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"banger/api"
+)
+
+// System describes the daemon.
+func (c *Client) System(ctx context.Context) (api.System, error) {
+	return get[api.System](ctx, c, "system")
+}
+
+// Shutdown stops the daemon; VMs run on. It returns when the daemon has agreed,
+// which is before it has ended. Only root may do that.
+func (c *Client) Shutdown(ctx context.Context) error {
+	return c.call(ctx, request{method: http.MethodPost, path: []string{"system", "shutdown"}}, nil, nil)
+}
+
+// CreateVM makes a VM. The VM returned is as it is at the beginning; it is there
+// to use when the operation has succeeded (see Wait).
+func (c *Client) CreateVM(ctx context.Context, req api.CreateVM) (api.VM, api.Operation, error) {
+	var out struct {
+		VM        api.VM        `json:"vm"`
+		Operation api.Operation `json:"operation"`
+	}
+	err := c.call(ctx, request{method: http.MethodPost, path: []string{"vms"}}, req, &out)
+	return out.VM, out.Operation, err
+}
+
+// VMs returns the VMs that the caller may see, oldest first.
+func (c *Client) VMs(ctx context.Context) ([]api.VM, error) {
+	return get[[]api.VM](ctx, c, "vms")
+}
+
+// VM returns one VM. Here and below, ref is its name, its id, or the beginning of
+// its id if no other has the same.
+func (c *Client) VM(ctx context.Context, ref string) (api.VM, error) {
+	return get[api.VM](ctx, c, "vms", ref)
+}
+
+// begin sends a request that is answered with an operation.
+func (c *Client) begin(ctx context.Context, r request, in any) (api.Operation, error) {
+	var out struct {
+		Operation api.Operation `json:"operation"`
+	}
+	err := c.call(ctx, r, in, &out)
+	return out.Operation, err
+}
+
+// StartVM boots a VM; the operation ends when the agent in it answers.
+func (c *Client) StartVM(ctx context.Context, ref string) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "start"}}, nil)
+}
+
+// StopVM asks the guest to power off and kills it after timeout, or after the
+// daemon's default where that is 0.
+func (c *Client) StopVM(ctx context.Context, ref string, timeout time.Duration) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "stop"}}, api.StopVM{Timeout: timeout.Seconds()})
+}
+
+// KillVM ends a VM without asking the guest.
+func (c *Client) KillVM(ctx context.Context, ref string) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "kill"}}, nil)
+}
+
+// DeleteVM removes a VM and its disk; with force also one that runs.
+func (c *Client) DeleteVM(ctx context.Context, ref string, force bool) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodDelete, path: []string{"vms", ref},
+		query: url.Values{"force": {strconv.FormatBool(force)}}}, nil)
+}
+
+// Logs returns what the VM's console printed. The caller closes it.
+func (c *Client) Logs(ctx context.Context, ref string) (io.ReadCloser, error) {
+	resp, err := c.send(ctx, request{method: http.MethodGet, path: []string{"vms", ref, "logs"}})
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
+}
+
+// Lease holds a lease on a VM, which keeps an ephemeral one from being deleted,
+// until ctx ends; then it returns nil. An error says that the lease could not be
+// had, or that the daemon ended it (unavailable; it may be asked for again).
+func (c *Client) Lease(ctx context.Context, ref string) error {
+	r := request{method: http.MethodGet, path: []string{"vms", ref, "lease"}}
+	resp, err := c.send(ctx, r)
+	if err == nil {
+		defer resp.Body.Close()
+		if _, err = io.Copy(io.Discard, resp.Body); err == nil {
+			err = io.ErrUnexpectedEOF
+		}
+		err = broken(ctx, r, err)
+	}
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// Images returns the images that the caller may use.
+func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
+	return get[[]api.Image](ctx, c, "images")
+}
+
+// Image returns one image.
+func (c *Client) Image(ctx context.Context, name string) (api.Image, error) {
+	return get[api.Image](ctx, c, "images", name)
+}
+
+// ImportImage makes an image from a tar archive, plain or compressed with gzip,
+// zstd or xz, which it reads from r to its end.
+func (c *Client) ImportImage(ctx context.Context, name string, r io.Reader) (api.Image, error) {
+	return upload[api.Image](ctx, c, r, "images", name)
+}
+
+// RemoveImage removes an image that no VM uses.
+func (c *Client) RemoveImage(ctx context.Context, name string) error {
+	return c.call(ctx, request{method: http.MethodDelete, path: []string{"images", name}}, nil, nil)
+}
+
+// Kernels returns all kernels.
+func (c *Client) Kernels(ctx context.Context) ([]api.Kernel, error) {
+	return get[[]api.Kernel](ctx, c, "kernels")
+}
+
+// Kernel returns one kernel.
+func (c *Client) Kernel(ctx context.Context, name string) (api.Kernel, error) {
+	return get[api.Kernel](ctx, c, "kernels", name)
+}
+
+// PullKernel fetches a kernel through the host's package manager.
+func (c *Client) PullKernel(ctx context.Context) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"kernels", "pull"}}, nil)
+}
+
+// ImportKernel makes a kernel from a .deb package of one. Only root may do that.
+func (c *Client) ImportKernel(ctx context.Context, name string, r io.Reader) (api.Kernel, error) {
+	return upload[api.Kernel](ctx, c, r, "kernels", name)
+}
+
+// RemoveKernel removes a kernel that no VM uses. Only root may do that.
+func (c *Client) RemoveKernel(ctx context.Context, name string) error {
+	return c.call(ctx, request{method: http.MethodDelete, path: []string{"kernels", name}}, nil, nil)
+}
