@@ -124,9 +124,8 @@ func (ss *sessions) serve(w http.ResponseWriter, r *http.Request) {
 		return // Accept has answered
 	}
 	defer func() { _ = ws.CloseNow() }()
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
-	c := &execConn{ws: ws, cancel: cancel}
+	ctx := r.Context()
+	c := &execConn{ws: ws}
 	if err := c.run(ctx, ss); err != nil {
 		_ = c.write(ctx, api.JSONFrame(api.FrameError, 0, api.AsError(err)))
 	}
@@ -135,7 +134,6 @@ func (ss *sessions) serve(w http.ResponseWriter, r *http.Request) {
 
 type execConn struct {
 	ws     *websocket.Conn
-	cancel context.CancelFunc
 	s      *session
 	number int
 }
@@ -178,11 +176,13 @@ func (c *execConn) run(ctx context.Context, ss *sessions) error {
 		return nil // the client has gone
 	}
 	received := make(chan error, 1)
+	sending, stop := context.WithCancel(ctx)
+	defer stop()
 	go func() {
 		received <- c.receive(ctx)
-		c.cancel()
+		stop()
 	}()
-	c.send(ctx, o.After)
+	c.send(sending, o.After)
 	select {
 	case err = <-received:
 	default: // another connection took over, or writing failed
