@@ -1,0 +1,209 @@
+// Package archtest holds the rules of the code base that a compiler does not
+// know: which package may import which, and what each file has to look like.
+package archtest
+
+import (
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+const (
+	module   = "banger"
+	maxLines = 500
+)
+
+// leaves may be imported by every package but themselves and internal/linux.
+var leaves = []string{"api", "internal/config"}
+
+// directions lists, for each package, which packages of ours it may import
+// besides the leaves. Imports go downward only and siblings never meet. A new
+// package has to be placed here.
+var directions = map[string][]string{
+	"api":                  {},
+	"client":               {},
+	"cmd/banger":           {"internal/cli"},
+	"cmd/banger-agent":     {"internal/agent"},
+	"cmd/bangerd":          {"internal/daemon"},
+	"internal/agent":       {"internal/guest/wire", "internal/linux"},
+	"internal/agentbin":    {},
+	"internal/archtest":    {},
+	"internal/bootstrap":   {"internal/linux"},
+	"internal/cli":         {"client", "internal/bootstrap", "internal/linux"},
+	"internal/config":      {},
+	"internal/daemon":      {"internal/agentbin", "internal/disk", "internal/guest", "internal/identity", "internal/image", "internal/kernel", "internal/linux", "internal/operation", "internal/resource", "internal/server", "internal/store", "internal/vm", "internal/vmm", "internal/vmm/qemu"},
+	"internal/daemon":      {"internal/agentbin", "internal/disk", "internal/guest", "internal/identity", "internal/image", "internal/kernel", "internal/linux", "internal/operation", "internal/resource", "internal/server", "internal/store", "internal/vm", "internal/vmm", "internal/vmm/qemu"},
+	"internal/disk":        {"internal/linux", "internal/resource"},
+	"internal/guest":       {"internal/guest/wire"},
+	"internal/guest/wire":  {},
+	"internal/hosttest":    {"internal/linux"},
+	"internal/identity":    {"internal/linux", "internal/resource"},
+	"internal/image":       {"internal/linux", "internal/resource"},
+	"internal/kernel":      {"internal/guest/wire", "internal/linux", "internal/resource"},
+	"internal/linux":       {},
+	"internal/operation":   {},
+	"internal/resource":    {"internal/linux"},
+	"internal/server":      {"internal/image", "internal/kernel", "internal/linux", "internal/operation", "internal/vm"},
+	"internal/store":       {"internal/image", "internal/kernel", "internal/resource", "internal/vm"},
+	"internal/vm":          {"internal/disk", "internal/guest", "internal/guest/wire", "internal/linux", "internal/operation", "internal/resource", "internal/vmm"},
+	"internal/vmm":         {"internal/linux", "internal/resource"},
+	"internal/vmm/qemu":    {"internal/linux", "internal/resource", "internal/vmm"},
+	"internal/vmm/vmmtest": {"internal/guest", "internal/guest/wire", "internal/linux", "internal/resource", "internal/vmm"},
+	"test/e2e":             {"internal/hosttest"},
+}
+
+// only maps packages of others to the only ones of ours that may import them.
+var only = map[string][]string{
+	"golang.org/x/sys/unix": {"internal/linux"},
+	"database/sql":          {"internal/store"},
+	"modernc.org/sqlite":    {"internal/store"},
+}
+
+// file is a parsed Go file of this module.
+type file struct {
+	path  string // relative to the module's root
+	dir   string // likewise: the package, as in directions
+	test  bool
+	lines int
+	ast   *ast.File
+}
+
+func TestImportDirections(t *testing.T) {
+	for _, f := range moduleFiles(t) {
+		allowed, known := directions[f.dir]
+		if !known {
+			t.Errorf("%s: package %s has no place in the table of this test", f.path, f.dir)
+			continue
+		}
+		if f.test {
+			continue // a test may use anything that it can import
+		}
+		for imported := range f.ownImports() {
+			leaf := slices.Contains(leaves, imported) && f.dir != "internal/linux" && f.dir != "api"
+			if !leaf && !slices.Contains(allowed, imported) {
+				t.Errorf("%s: %s must not import %s", f.path, f.dir, imported)
+			}
+		}
+	}
+}
+
+func TestReservedImports(t *testing.T) {
+	for _, f := range moduleFiles(t) {
+		for _, spec := range f.ast.Imports {
+			users, reserved := only[importPath(spec)]
+			if reserved && !f.test && !slices.Contains(users, f.dir) {
+				t.Errorf("%s: only %s may import %s", f.path, strings.Join(users, ", "), importPath(spec))
+			}
+		}
+	}
+}
+
+// Every package tells a newcomer what it is for.
+func TestPackageComments(t *testing.T) {
+	documented := map[string]bool{}
+	for _, f := range moduleFiles(t) {
+		want := "Package " + f.ast.Name.Name + " "
+		if f.ast.Name.Name == "main" {
+			name := path.Base(f.dir)
+			want = "Command " + name + " "
+		}
+		documented[f.dir] = documented[f.dir] || strings.HasPrefix(f.ast.Doc.Text(), want)
+	}
+	for dir, ok := range documented {
+		if !ok {
+			t.Errorf("%s: no file has a package comment that starts with the package's name", dir)
+		}
+	}
+}
+
+// What runs before main cannot be seen from main.
+func TestNoInitFunctions(t *testing.T) {
+	for _, f := range moduleFiles(t) {
+		for _, decl := range f.ast.Decls {
+			if fn, ok := decl.(*ast.FuncDecl); ok && fn.Recv == nil && fn.Name.Name == "init" {
+				t.Errorf("%s: has an init function", f.path)
+			}
+		}
+	}
+}
+
+func TestFileLength(t *testing.T) {
+	for _, f := range moduleFiles(t) {
+		if f.lines > maxLines {
+			t.Errorf("%s: %d lines, more than %d", f.path, f.lines, maxLines)
+		}
+	}
+}
+
+// ownImports yields the packages of this module that f imports.
+func (f file) ownImports() map[string]bool {
+	own := map[string]bool{}
+	for _, spec := range f.ast.Imports {
+		if rest, ok := strings.CutPrefix(importPath(spec), module+"/"); ok {
+			own[rest] = true
+		}
+	}
+	return own
+}
+
+func importPath(spec *ast.ImportSpec) string {
+	p, err := strconv.Unquote(spec.Path.Value)
+	if err != nil {
+		return spec.Path.Value
+	}
+	return p
+}
+
+// moduleFiles parses every Go file of the module, which is two directories up.
+func moduleFiles(t *testing.T) []file {
+	t.Helper()
+	root := filepath.Join("..", "..")
+	if _, err := os.Stat(filepath.Join(root, "go.mod")); err != nil {
+		t.Fatal(err)
+	}
+	var files []file
+	fset := token.NewFileSet()
+	err := filepath.WalkDir(root, func(name string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		hidden := strings.HasPrefix(d.Name(), ".") && name != root
+		if d.IsDir() && (hidden || d.Name() == "testdata") {
+			return filepath.SkipDir
+		}
+		if d.IsDir() || filepath.Ext(name) != ".go" {
+			return nil
+		}
+		parsed, err := parser.ParseFile(fset, name, nil, parser.ParseComments|parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(root, name)
+		if err != nil {
+			return err
+		}
+		files = append(files, file{
+			path:  filepath.ToSlash(rel),
+			dir:   path.Dir(filepath.ToSlash(rel)),
+			test:  strings.HasSuffix(rel, "_test.go"),
+			lines: fset.File(parsed.Package).LineCount(),
+			ast:   parsed,
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(files) < 10 {
+		t.Fatalf("only %d Go files below %s: is this the module?", len(files), root)
+	}
+	return files
+}
