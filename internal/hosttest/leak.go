@@ -161,19 +161,17 @@ func (h *Host) loops() []string {
 	return left
 }
 
-// cgroups returns the cgroups of VMs; that of the installation itself, empty,
-// may stay.
 func cgroups(installation string) []string {
 	root, err := linux.CgroupRoot()
 	if err != nil || installation == "" {
 		return nil
 	}
-	left, err := filepath.Glob(filepath.Join(root, "banger-"+installation+"*", "*", "cgroup.procs"))
+	left, err := filepath.Glob(filepath.Join(root, "banger-"+installation+"*"))
 	if err != nil {
 		return []string{err.Error()}
 	}
-	for i, path := range left {
-		left[i] = "cgroup " + filepath.Dir(path)
+	for i, dir := range left {
+		left[i] = "cgroup " + dir
 	}
 	return left
 }
