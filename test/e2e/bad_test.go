@@ -1,0 +1,253 @@
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"banger/api"
+	"banger/internal/hosttest"
+)
+
+var (
+	exitInvalid     = api.CodeInvalid.ExitStatus()
+	exitNotFound    = api.CodeNotFound.ExitStatus()
+	exitExists      = api.CodeAlreadyExists.ExitStatus()
+	exitConflict    = api.CodeConflict.ExitStatus()
+	exitUnavailable = api.CodeUnavailable.ExitStatus()
+	exitNoSpace     = api.CodeNoSpace.ExitStatus()
+	exitDenied      = api.CodePermissionDenied.ExitStatus()
+)
+
+// refused is a command line that must come to nothing.
+type refused struct {
+	name  string
+	input string
+	args  []string
+	exit  int
+	error string // matches the error
+	hint  string // matches the next step; empty where the error needs none
+}
+
+// check runs the command line and looks at what it says and leaves.
+func (r refused) check(t *testing.T, h *hosttest.Host) {
+	t.Helper()
+	h.VMs(t) // a daemon is there
+	before := h.Files(t)
+	r.says(t, h.Pipe(t, r.input, r.args...))
+	if after := h.Files(t); !slices.Equal(before, after) {
+		t.Errorf("%v left something:\nbefore %q\nafter  %q", r.args, before, after)
+	}
+}
+
+// says looks at the status and the words: one line for the error and one for
+// the next step, no more.
+func (r refused) says(t *testing.T, got hosttest.Result) {
+	t.Helper()
+	if got.Exit != r.exit {
+		t.Errorf("%v: exit status %d, want %d", r.args, got.Exit, r.exit)
+	}
+	if got.Stdout != "" {
+		t.Errorf("%v: an error that writes to stdout: %q", r.args, got.Stdout)
+	}
+	line, rest, _ := strings.Cut(got.Stderr, "\n")
+	if !regexp.MustCompile(r.error).MatchString(line) {
+		t.Errorf("%v: error %q does not match %q", r.args, got.Stderr, r.error)
+	}
+	if r.hint != "" && !regexp.MustCompile(r.hint).MatchString(got.Stderr) {
+		t.Errorf("%v: no next step that matches %q in %q", r.args, r.hint, got.Stderr)
+	}
+	if strings.Contains(strings.TrimSuffix(rest, "\n"), "\n") {
+		t.Errorf("%v: more than an error and a next step:\n%s", r.args, got.Stderr)
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	h := hosttest.NewSeeded(t)
+	h.Must(t, "vm", "create", "--name", "taken")
+	for _, test := range []refused{
+		{name: "unknown image", args: []string{"vm", "run", "--image", "nowhere", "--", "true"},
+			exit: exitNotFound, error: "nowhere", hint: "banger image"},
+		{name: "name in use", args: []string{"vm", "create", "--name", "taken"},
+			exit: exitExists, error: "taken", hint: "."},
+		{name: "run on a name in use", args: []string{"vm", "run", "--name", "taken", "--", "true"},
+			exit: exitExists, error: "taken", hint: "vm (start|exec)"},
+		{name: "invalid name", args: []string{"vm", "create", "--name", "No Name"},
+			exit: exitInvalid, error: "No Name", hint: "a-z"},
+		{name: "name with a path", args: []string{"vm", "create", "--name", "../x"},
+			exit: exitInvalid, error: `\.\./x`, hint: "a-z"},
+		{name: "name too long", args: []string{"vm", "create", "--name", strings.Repeat("a", 64)},
+			exit: exitInvalid, error: "aaa", hint: "63"},
+		{name: "no cpus", args: []string{"vm", "run", "--cpus", "0", "--", "true"},
+			exit: exitInvalid, error: "(?i)cpu"},
+		{name: "negative cpus", args: []string{"vm", "run", "--cpus", "-1", "--", "true"},
+			exit: exitInvalid, error: "(?i)cpu"},
+		{name: "too many cpus", args: []string{"vm", "run", "--cpus", "100000", "--", "true"},
+			exit: exitInvalid, error: "(?i)cpu"},
+		{name: "more memory than the host has", args: []string{"vm", "run", "--memory", "64T", "--", "true"},
+			exit: exitInvalid, error: "memory", hint: "--memory"},
+		{name: "memory that is no size", args: []string{"vm", "run", "--memory", "much", "--", "true"},
+			exit: exitInvalid, error: "much"},
+		{name: "unknown flag", args: []string{"vm", "run", "--no-such-flag"},
+			exit: exitInvalid, error: "no-such-flag", hint: "--help"},
+		{name: "unknown command", args: []string{"vm", "no-such-command"},
+			exit: exitInvalid, error: "no-such-command", hint: "--help"},
+		{name: "unknown vm", args: []string{"vm", "exec", "nobody", "--", "true"},
+			exit: exitNotFound, error: "nobody", hint: "vm list"},
+		{name: "unknown vm to delete", args: []string{"vm", "delete", "nobody"},
+			exit: exitNotFound, error: "nobody", hint: "vm list"},
+		{name: "image in use", args: []string{"image", "rm", "debian"},
+			exit: exitConflict, error: "debian", hint: "taken|delete"},
+		{name: "unknown kernel", args: []string{"kernel", "show", "no-kernel"},
+			exit: exitNotFound, error: "no-kernel", hint: "kernel (list|pull)"},
+		{name: "missing file", args: []string{"image", "import", "x", "/no/such/file.tar"},
+			exit: exitNotFound, error: "/no/such/file.tar"},
+	} {
+		t.Run(test.name, func(t *testing.T) { test.check(t, h) })
+	}
+	h.Must(t, "vm", "delete", "taken")
+	h.CheckNothingLeft(t)
+}
+
+// TestBadArchives imports archives that are broken or hostile.
+func TestBadArchives(t *testing.T) {
+	h := hosttest.New(t)
+	good := archive(t, tar.Header{Name: "bin/", Mode: 0o755, Typeflag: tar.TypeDir}, tar.Header{Name: "bin/data", Mode: 0o644, Size: 1 << 16})
+	for _, test := range []refused{
+		{name: "not an archive", input: strings.Repeat("no archive ", 1000), error: "archive|tar|header"},
+		{name: "empty", input: "", error: "empty|archive"},
+		{name: "truncated", input: good[:len(good)/2], error: "bin/data|truncated|unexpected"},
+		{name: "damaged gzip", input: "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03garbage", error: "gzip|flate|corrupt"},
+		{name: "damaged zstd", input: "\x28\xb5\x2f\xfdgarbage", error: "zstd|corrupt|magic|window|reserved|block"},
+		{name: "absolute path", input: archive(t, tar.Header{Name: "/etc/evil", Mode: 0o644}), error: "/etc/evil"},
+		{name: "path that leaves the root", input: archive(t, tar.Header{Name: "a/../../evil", Mode: 0o644}), error: `a/\.\./\.\./evil`},
+		{name: "name that ext4 cannot hold", input: archive(t, tar.Header{Name: strings.Repeat("n", 300), Mode: 0o644}), error: "nnn"},
+	} {
+		test.args, test.exit = []string{"image", "import", "bad", "-"}, exitInvalid
+		t.Run(test.name, func(t *testing.T) { test.check(t, h) })
+	}
+	if list := h.Must(t, "image", "list"); strings.Contains(list, "bad") {
+		t.Errorf("an image came of it:\n%s", list)
+	}
+}
+
+// TestBadHost runs banger where something that it needs is missing.
+func TestBadHost(t *testing.T) {
+	t.Run("no kernel", func(t *testing.T) {
+		h := hosttest.New(t)
+		rootfs := archive(t, tar.Header{Name: "bin/", Mode: 0o755, Typeflag: tar.TypeDir})
+		if r := h.Pipe(t, rootfs, "image", "import", "tiny", "-"); r.Exit != 0 {
+			t.Fatalf("import: exit status %d\n%s", r.Exit, r.Stderr)
+		}
+		refused{args: []string{"vm", "run", "--image", "tiny", "--", "true"},
+			exit: exitNotFound, error: "kernel", hint: "banger kernel pull"}.check(t, h)
+		h.CheckNothingLeft(t)
+	})
+	t.Run("no image", func(t *testing.T) {
+		h := hosttest.New(t)
+		refused{args: []string{"vm", "run", "--", "true"},
+			exit: exitNotFound, error: "debian", hint: "banger image bootstrap"}.check(t, h)
+		h.CheckNothingLeft(t)
+	})
+	t.Run("no qemu", func(t *testing.T) {
+		h := hosttest.NewSeeded(t, "PATH="+pathWithout(t, "qemu-system-x86_64"))
+		refused{args: []string{"vm", "run", "--rm", "--", "true"},
+			exit: exitUnavailable, error: "qemu", hint: "install|apt"}.check(t, h)
+		h.CheckNothingLeft(t)
+	})
+	t.Run("disk full during an import", func(t *testing.T) {
+		h := hosttest.New(t)
+		mountTmpfs(t, h.Paths.State, "8m")
+		big := archive(t, tar.Header{Name: "big", Mode: 0o644, Size: 32 << 20})
+		refused{input: big, args: []string{"image", "import", "big", "-"},
+			exit: exitNoSpace, error: "space", hint: "."}.check(t, h)
+		h.CheckNothingLeft(t)
+		h.StopDaemon(t)
+	})
+	t.Run("disk full during a start", func(t *testing.T) {
+		h := hosttest.NewSeeded(t)
+		mountTmpfs(t, filepath.Join(h.Paths.State, "vms"), "64k")
+		refused{args: []string{"vm", "run", "--rm", "--", "true"},
+			exit: exitNoSpace, error: "space", hint: "."}.check(t, h)
+		h.CheckNothingLeft(t)
+		h.StopDaemon(t)
+	})
+	t.Run("no right to the socket", func(t *testing.T) {
+		h := hosttest.New(t)
+		h.VMs(t) // starts the daemon
+		// The programs may lie where only root may look.
+		program := filepath.Join(filepath.Dir(h.Paths.State), "banger")
+		asRoot := h.Command(t.Context(), "vm", "list")
+		if out, err := exec.Command("install", "-m", "755", asRoot.Path, program).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		cmd := exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", program, "vm", "list")
+		cmd.Env = asRoot.Env
+		refused{args: cmd.Args, exit: exitDenied, error: "permission|bangerd.sock", hint: "sudo|group|root"}.
+			says(t, hosttest.Run(t, cmd, ""))
+	})
+}
+
+// archive makes a tar archive of entries; a file's content is zeros.
+func archive(t *testing.T, entries ...tar.Header) string {
+	t.Helper()
+	var text bytes.Buffer
+	w := tar.NewWriter(&text)
+	for _, entry := range entries {
+		if err := w.WriteHeader(&entry); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(make([]byte, entry.Size)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return text.String()
+}
+
+// pathWithout returns a PATH with every program of the present one but one.
+func pathWithout(t *testing.T, program string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, from := range filepath.SplitList(os.Getenv("PATH")) {
+		entries, err := os.ReadDir(from)
+		if err != nil {
+			continue // a PATH may name what is not there
+		}
+		for _, entry := range entries {
+			if entry.Name() == program {
+				continue
+			}
+			err := os.Symlink(filepath.Join(from, entry.Name()), filepath.Join(dir, entry.Name()))
+			if err != nil && !os.IsExist(err) { // the first one of a name counts
+				t.Fatal(err)
+			}
+		}
+	}
+	return dir
+}
+
+// mountTmpfs mounts a file system of its own, small, at a directory, until the
+// end of the test.
+func mountTmpfs(t *testing.T, dir, size string) {
+	t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "mode=0700,size="+size, "banger-test", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("umount", "--lazy", dir).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+}
