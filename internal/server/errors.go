@@ -1,0 +1,67 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"sync"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"banger/api"
+)
+
+// apiError is api.Error with the method that huma takes the status from.
+type apiError api.Error
+
+func (e *apiError) Error() string  { return e.Message }
+func (e *apiError) GetStatus() int { return e.Code.HTTPStatus() }
+
+// useOurErrors makes huma's own errors, those of decoding and checking, look like
+// all others. huma has one constructor for the whole process.
+var useOurErrors = sync.OnceFunc(func() { huma.NewError = newError })
+
+func newError(status int, message string, details ...error) huma.StatusError {
+	code := api.CodeInvalid
+	switch {
+	case status == http.StatusNotFound:
+		code = api.CodeNotFound
+	case status >= 500:
+		code = api.CodeInternal
+	}
+	parts := []string{message}
+	for _, d := range details {
+		var detail *huma.ErrorDetail
+		switch {
+		case d == nil:
+		case errors.As(d, &detail) && detail.Location != "":
+			parts = append(parts, detail.Location+": "+detail.Message)
+		default:
+			parts = append(parts, d.Error())
+		}
+	}
+	return &apiError{Code: code, Message: oneLine(strings.Join(parts, ": "))}
+}
+
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// coded is err as huma should get it from a handler, and logs defects.
+func (s *server) coded(err error) *apiError {
+	e := *api.AsError(err)
+	if e.Code == api.CodeInternal {
+		s.Log.Error("internal error", "err", err)
+	}
+	e.Message = oneLine(e.Message)
+	return (*apiError)(&e)
+}
+
+// fail answers with err, on routes that are not huma's.
+func (s *server) fail(w http.ResponseWriter, err error) {
+	e := s.coded(err)
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(e.GetStatus())
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	_ = enc.Encode(e) // the caller is gone
+}

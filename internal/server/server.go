@@ -1,0 +1,169 @@
+// Package server is the daemon's HTTP interface on its Unix socket: it finds out
+// who calls, decodes the request, makes one call of a service, and encodes the
+// answer. What the requests do is the business of the packages vm, image, kernel
+// and operation; the types that travel are those of package api.
+//
+// The JSON routes are registered with huma, which checks requests and describes
+// them in /v1/openapi.json; the streams (events, logs, leases, exec, uploads) are
+// handlers of net/http, in stream.go. Use New for the handler and Serve to serve it.
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"banger/api"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/operation"
+)
+
+// VMs is what the server needs of package vm. A caller is a uid; 0 sees all VMs,
+// others theirs.
+type VMs interface {
+	Create(ctx context.Context, caller uint32, req api.CreateVM) (api.VM, api.Operation, error)
+	List(ctx context.Context, caller uint32) ([]api.VM, error)
+	Get(ctx context.Context, caller uint32, ref string) (api.VM, error)
+	Start(ctx context.Context, caller uint32, ref string) (api.Operation, error)
+	Stop(ctx context.Context, caller uint32, ref string, timeout time.Duration) (api.Operation, error)
+	Kill(ctx context.Context, caller uint32, ref string) (api.Operation, error)
+	Delete(ctx context.Context, caller uint32, ref string, force bool) (api.Operation, error)
+	Logs(ctx context.Context, caller uint32, ref string) (io.ReadCloser, error)
+	Lease(ctx context.Context, caller uint32, ref string) (release func(), err error)
+	Agent(ctx context.Context, caller uint32, ref string) (http.RoundTripper, error)
+}
+
+// Images is what the server needs of package image.
+type Images interface {
+	Import(ctx context.Context, owner uint32, name string, r io.Reader, report api.Reporter) (image.Image, error)
+	List(ctx context.Context, caller uint32) ([]image.Image, error)
+	Get(ctx context.Context, caller uint32, name string) (image.Image, error)
+	Remove(ctx context.Context, caller uint32, name string) error
+}
+
+// Kernels is what the server needs of package kernel. Kernels belong to nobody:
+// all may use them, and the server lets only root change them otherwise than by
+// a pull.
+type Kernels interface {
+	Pull(ctx context.Context, report api.Reporter) (kernel.Kernel, error)
+	Import(ctx context.Context, name string, r io.Reader, report api.Reporter) (kernel.Kernel, error)
+	List(ctx context.Context) ([]kernel.Kernel, error)
+	Get(ctx context.Context, name string) (kernel.Kernel, error)
+	Remove(ctx context.Context, name string) error
+}
+
+// Config is what the handler is made of; every field is needed.
+type Config struct {
+	VMs        VMs
+	Images     Images
+	Kernels    Kernels
+	Operations *operation.Registry
+	System     func() api.System
+	Shutdown   func() // asks the daemon to end; must not wait for it
+	Log        *slog.Logger
+}
+
+type server struct{ Config }
+
+// New returns the handler of all routes. Serve must serve it, or another server
+// that has ConnContext as its http.Server.ConnContext: requests that come
+// without the credentials of their peer are refused.
+func New(c Config) http.Handler {
+	useOurErrors()
+	s := &server{c}
+	mux := http.NewServeMux()
+	doc := huma.DefaultConfig("banger", api.Version)
+	// No links into schemas in the answers, no pages for browsers.
+	doc.CreateHooks, doc.DocsPath, doc.SchemasPath, doc.OpenAPIPath = nil, "", "", ""
+	routes := humago.New(mux, doc)
+	s.systemRoutes(routes)
+	s.vmRoutes(routes)
+	s.operationRoutes(routes)
+	s.imageRoutes(routes)
+	s.kernelRoutes(routes)
+	s.streamRoutes(mux, routes.OpenAPI())
+
+	// The document is complete here. huma's own route renders it at the first
+	// request, without a lock.
+	document := sync.OnceValues(func() ([]byte, error) { return json.Marshal(routes.OpenAPI()) })
+	mux.HandleFunc("GET "+prefix+"/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		b, err := document()
+		if err != nil {
+			s.fail(w, err)
+			return
+		}
+		w.Header().Set("Content-Type", "application/openapi+json")
+		_, _ = w.Write(b)
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		s.fail(w, api.Errorf(api.CodeNotFound, "%s %s: no such route", r.Method, r.URL.Path).
+			WithHint("client and daemon may be of different versions"))
+	})
+	return s.guard(mux)
+}
+
+const prefix = "/" + api.Version
+
+// guard stands before every route: it refuses who may not ask at all, logs, and
+// makes a panic an answer.
+func (s *server) guard(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		began := time.Now()
+		w := &recorder{ResponseWriter: rw}
+		uid, known := peer(r.Context())
+		defer func() {
+			if v := recover(); v != nil {
+				if v == http.ErrAbortHandler { // net/http's own way to break a connection
+					panic(v)
+				}
+				s.Log.Error("panic in request", "method", r.Method, "path", r.URL.Path, "panic", v, "stack", string(debug.Stack()))
+				if w.status != 0 { // too late for an answer
+					panic(http.ErrAbortHandler)
+				}
+				s.fail(w, api.Errorf(api.CodeInternal, "%s %s: panic: %v", r.Method, r.URL.Path, v).
+					WithHint("the daemon's log has the details"))
+			}
+			s.Log.Debug("request", "method", r.Method, "path", r.URL.Path, "uid", uid, "status", w.status, "took", time.Since(began))
+		}()
+		switch {
+		case !known:
+			s.fail(w, api.Errorf(api.CodePermissionDenied, "%s %s: the caller is unknown", r.Method, r.URL.Path))
+		case len(r.Header.Values("Origin")) > 0:
+			s.fail(w, api.Errorf(api.CodePermissionDenied, "%s %s: requests of browsers are refused", r.Method, r.URL.Path))
+		default:
+			next.ServeHTTP(w, r)
+		}
+	})
+}
+
+// recorder remembers the status, 0 as long as none was sent.
+type recorder struct {
+	http.ResponseWriter
+	status int
+}
+
+func (w *recorder) WriteHeader(status int) {
+	if w.status == 0 && status >= 200 || status == http.StatusSwitchingProtocols {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *recorder) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController flush, hijack and set deadlines.
+func (w *recorder) Unwrap() http.ResponseWriter { return w.ResponseWriter }
