@@ -106,15 +106,16 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	if err != nil {
 		return err
 	}
+	system := api.System{
+		Version: version, Installation: id.ID, PID: os.Getpid(), Started: time.Now(), StateDir: paths.State, RunDir: paths.Run,
+	}
 	handler := server.New(server.Config{
 		VMs: vms, Images: images, Kernels: kernels, Operations: operations, Log: log, Shutdown: shutdown,
-		System: api.System{
-			Version: version, Installation: id.ID, PID: os.Getpid(), Started: time.Now(), StateDir: paths.State, RunDir: paths.Run,
-		},
+		System: func() api.System { return system },
 	})
 	ready()
 	log.Info("serving", "socket", paths.Socket(), "installation", id.ID)
-	err = server.Serve(ctx, listener, handler)
+	err = server.Serve(ctx, listener, handler, log)
 	log.Info("bangerd stops", "err", err)
 	vms.Close()
 	patience, cancel := context.WithTimeout(context.Background(), shutdownPatience)
