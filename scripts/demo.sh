@@ -35,10 +35,14 @@ finish() {
 }
 trap finish EXIT
 
-if [ -z "$(as_root bin/banger kernel list --quiet </dev/null)" ]; then
+if as_root bin/banger kernel list --json </dev/null | grep -q '"name"'; then
+  echo "the kernel is there already"
+else
   show kernel pull
 fi
-if ! as_root bin/banger image show debian >/dev/null 2>&1 </dev/null; then
+if as_root bin/banger image show debian >/dev/null 2>&1 </dev/null; then
+  echo "the image debian is there already"
+else
   show image bootstrap debian
 fi
 show vm run --rm -- uname -a
