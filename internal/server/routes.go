@@ -99,8 +99,8 @@ func (s *server) vmRoutes(routes huma.API) {
 		})
 	route(s, routes, http.MethodDelete, "/vms/{vm}", http.StatusAccepted, "delete-vm", "Delete a VM and its disk.",
 		func(ctx context.Context, caller uint32, in *struct {
-			vmInput
-			Force bool `query:"force" doc:"Also one that runs."`
+			VM    string `path:"vm"`
+			Force bool   `query:"force" doc:"Also one that runs."`
 		}) (operationBody, error) {
 			op, err := s.VMs.Delete(ctx, caller, in.VM, in.Force)
 			return operationBody{op}, err
@@ -112,7 +112,7 @@ func (s *server) vmRoutes(routes huma.API) {
 		})
 	route(s, routes, http.MethodPost, "/vms/{vm}/stop", http.StatusAccepted, "stop-vm", "Ask a VM to power off; kill it where it does not.",
 		func(ctx context.Context, caller uint32, in *struct {
-			vmInput
+			VM   string `path:"vm"`
 			Body *api.StopVM
 		}) (operationBody, error) {
 			timeout, err := stopTimeout(in.Body)

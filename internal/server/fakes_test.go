@@ -1,0 +1,206 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"banger/api"
+	"banger/client"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/operation"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// vms knows one VM, "one" of user 1000, and notes what it was asked.
+type vms struct {
+	ops    *operation.Registry
+	err    error // what every call answers with, if set
+	agent  http.RoundTripper
+	leased chan bool // true when a lease began, false when it ended
+
+	mu    sync.Mutex
+	asked string
+}
+
+func (v *vms) note(what string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.asked = what
+}
+
+func (v *vms) find(caller uint32, ref string) (api.VM, error) {
+	switch {
+	case v.err != nil:
+		return api.VM{}, v.err
+	case ref == "panic":
+		panic("ouch")
+	case ref != "one" || caller != 0 && caller != 1000:
+		return api.VM{}, api.Errorf(api.CodeNotFound, "VM %q: no such VM", ref).WithHint("banger vm list")
+	}
+	return api.VM{ID: "1", Name: "one", Owner: 1000}, nil
+}
+
+func (v *vms) begin(caller uint32, ref, what string) (api.Operation, error) {
+	if _, err := v.find(caller, ref); err != nil {
+		return api.Operation{}, err
+	}
+	v.note(what)
+	return v.ops.Start(caller, what, ref, func(context.Context, api.Reporter) error { return nil }), nil
+}
+
+func (v *vms) Create(_ context.Context, caller uint32, req api.CreateVM) (api.VM, api.Operation, error) {
+	op, err := v.begin(caller, "one", "create "+req.Name)
+	return api.VM{Name: req.Name, Owner: caller}, op, err
+}
+
+func (v *vms) List(_ context.Context, caller uint32) ([]api.VM, error) {
+	vm, err := v.find(caller, "one")
+	return []api.VM{vm}, err
+}
+
+func (v *vms) Get(_ context.Context, caller uint32, ref string) (api.VM, error) {
+	return v.find(caller, ref)
+}
+
+func (v *vms) Start(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return v.begin(caller, ref, "start")
+}
+
+func (v *vms) Stop(_ context.Context, caller uint32, ref string, timeout time.Duration) (api.Operation, error) {
+	return v.begin(caller, ref, "stop "+timeout.String())
+}
+
+func (v *vms) Kill(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return v.begin(caller, ref, "kill")
+}
+
+func (v *vms) Delete(_ context.Context, caller uint32, ref string, force bool) (api.Operation, error) {
+	if force {
+		return v.begin(caller, ref, "delete by force")
+	}
+	return v.begin(caller, ref, "delete")
+}
+
+func (v *vms) Logs(_ context.Context, caller uint32, ref string) (io.ReadCloser, error) {
+	_, err := v.find(caller, ref)
+	return io.NopCloser(strings.NewReader("booted\n")), err
+}
+
+func (v *vms) Lease(_ context.Context, caller uint32, ref string) (func(), error) {
+	if _, err := v.find(caller, ref); err != nil {
+		return nil, err
+	}
+	v.leased <- true
+	return func() { v.leased <- false }, nil
+}
+
+func (v *vms) Agent(_ context.Context, caller uint32, ref string) (http.RoundTripper, error) {
+	_, err := v.find(caller, ref)
+	return v.agent, err
+}
+
+type images struct{}
+
+func (images) Import(_ context.Context, owner uint32, name string, r io.Reader, _ api.Reporter) (image.Image, error) {
+	if name == "refused" { // before the body is read
+		return image.Image{}, api.Errorf(api.CodeAlreadyExists, "import image %s: the name is taken", name)
+	}
+	n, err := io.Copy(io.Discard, r)
+	return image.Image{Name: name, Owner: owner, Layers: []image.Layer{{Digest: "sha256:0", Size: n}}}, err
+}
+func (images) List(context.Context, uint32) ([]image.Image, error) { return nil, nil }
+func (images) Get(_ context.Context, _ uint32, name string) (image.Image, error) {
+	return image.Image{Name: name}, nil
+}
+func (images) Remove(context.Context, uint32, string) error { return nil }
+
+type kernels struct{}
+
+func (kernels) Pull(_ context.Context, report api.Reporter) (kernel.Kernel, error) {
+	report(api.Progress{Step: "download"})
+	return kernel.Kernel{}, api.Errorf(api.CodeUnavailable, "pull kernel: no network")
+}
+func (kernels) Import(_ context.Context, name string, r io.Reader, _ api.Reporter) (kernel.Kernel, error) {
+	n, err := io.Copy(io.Discard, r)
+	return kernel.Kernel{Name: name, Size: n}, err
+}
+func (kernels) List(context.Context) ([]kernel.Kernel, error) {
+	return []kernel.Kernel{{Name: "k", Default: true}}, nil
+}
+func (kernels) Get(_ context.Context, name string) (kernel.Kernel, error) {
+	return kernel.Kernel{Name: name}, nil
+}
+func (kernels) Remove(context.Context, string) error { return errors.New("disk on fire") }
+
+// daemon is a server on a socket, which callers reach as the user uid.
+type daemon struct {
+	*client.Client
+	vms      *vms
+	socket   string
+	uid      uint32
+	shutdown chan struct{}
+	handler  http.Handler
+}
+
+func newDaemon(t *testing.T, uid uint32) *daemon {
+	t.Helper()
+	d := &daemon{uid: uid, shutdown: make(chan struct{}, 1), socket: filepath.Join(t.TempDir(), "sock")}
+	ops := operation.NewRegistry()
+	t.Cleanup(func() {
+		if err := ops.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	d.vms = &vms{ops: ops, leased: make(chan bool, 2)}
+	d.handler = New(Config{VMs: d.vms, Images: images{}, Kernels: kernels{}, Operations: ops,
+		System:   func() api.System { return api.System{Version: "test"} },
+		Shutdown: func() { d.shutdown <- struct{}{} },
+		Log:      slog.New(slog.DiscardHandler)})
+	d.Client = client.New(d.socket)
+	return d
+}
+
+// serve starts serving; stop ends it and may be called twice.
+func (d *daemon) serve(t *testing.T) (stop func()) {
+	t.Helper()
+	l, err := net.Listen("unix", d.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	served := make(chan error)
+	// The real peer is whoever runs the test; what follows from the uid is tested by
+	// replacing it.
+	h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		d.handler.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), peerKey{}, d.uid)))
+	})
+	go func() { served <- Serve(ctx, l, h, slog.New(slog.DiscardHandler)) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
+	t.Cleanup(stop)
+	return stop
+}
+
+func started(t *testing.T, uid uint32) *daemon {
+	t.Helper()
+	d := newDaemon(t, uid)
+	d.serve(t)
+	return d
+}
