@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -59,9 +60,12 @@ func (s *server) coded(err error) *apiError {
 // fail answers with err, on routes that are not huma's.
 func (s *server) fail(w http.ResponseWriter, err error) {
 	e := s.coded(err)
+	b, err := json.Marshal(e)
+	if err != nil {
+		panic(err) // it holds nothing but strings
+	}
 	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Content-Length", strconv.Itoa(len(b))) // the reader must not wait for drain
 	w.WriteHeader(e.GetStatus())
-	enc := json.NewEncoder(w)
-	enc.SetEscapeHTML(false)
-	_ = enc.Encode(e) // the caller is gone
+	_, _ = w.Write(b) // the caller is gone
 }

@@ -118,6 +118,10 @@ func (images) Import(_ context.Context, owner uint32, name string, r io.Reader, 
 	if name == "refused" { // before the body is read
 		return image.Image{}, api.Errorf(api.CodeAlreadyExists, "import image %s: the name is taken", name)
 	}
+	if name == "bad" { // seen when much of it has been read
+		_, _ = io.CopyN(io.Discard, r, 1<<20)
+		return image.Image{}, api.Errorf(api.CodeInvalid, "import image %s: not an archive", name)
+	}
 	n, err := io.Copy(io.Discard, r)
 	return image.Image{Name: name, Owner: owner, Layers: []image.Layer{{Digest: "sha256:0", Size: n}}}, err
 }

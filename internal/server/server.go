@@ -140,9 +140,29 @@ func (s *server) guard(next http.Handler) http.Handler {
 		case len(r.Header.Values("Origin")) > 0:
 			s.fail(w, api.Errorf(api.CodePermissionDenied, "%s %s: requests of browsers are refused", r.Method, r.URL.Path))
 		default:
+			// A body may be refused before its end: see drain.
+			_ = http.NewResponseController(w).EnableFullDuplex()
 			next.ServeHTTP(w, r)
+			if w.status >= 400 {
+				drain(w, r)
+			}
 		}
 	})
+}
+
+// drainTime is how long a caller that was refused may go on sending.
+const drainTime = 3 * time.Second
+
+// drain sends what was answered and then reads what the caller still sends, for
+// some time: one whose connection is closed while it sends does not read why.
+func drain(w http.ResponseWriter, r *http.Request) {
+	if r.Body == http.NoBody {
+		return
+	}
+	rc := http.NewResponseController(w)
+	if rc.Flush() == nil && rc.SetReadDeadline(time.Now().Add(drainTime)) == nil {
+		_, _ = io.Copy(io.Discard, r.Body)
+	}
 }
 
 // recorder remembers the status, 0 as long as none was sent.

@@ -236,6 +236,9 @@ func TestUploads(t *testing.T) {
 	if _, err := d.ImportImage(t.Context(), "refused", body); api.CodeOf(err) != api.CodeAlreadyExists || body.N != size {
 		t.Errorf("refused import: %v after %d bytes", err, size-body.N)
 	}
+	if _, err := d.ImportImage(t.Context(), "bad", zeros{}); api.CodeOf(err) != api.CodeInvalid {
+		t.Errorf("import of what is refused on the way: %v", err)
+	}
 	broken := io.MultiReader(strings.NewReader("x"), errReader{})
 	if _, err := d.ImportImage(t.Context(), "broken", broken); err == nil || !strings.Contains(err.Error(), "torn") {
 		t.Errorf("import of what cannot be read: %v", err)
