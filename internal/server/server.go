@@ -142,9 +142,13 @@ func (s *server) guard(next http.Handler) http.Handler {
 		default:
 			// A body may be refused before its end: see drain.
 			_ = http.NewResponseController(w).EnableFullDuplex()
+			body := r.Body
+			if body != http.NoBody {
+				r.Body = io.NopCloser(body) // huma closes it
+			}
 			next.ServeHTTP(w, r)
-			if w.status >= 400 {
-				drain(w, r)
+			if w.status >= 400 && body != http.NoBody {
+				drain(w, body)
 			}
 		}
 	})
@@ -155,13 +159,10 @@ const drainTime = 3 * time.Second
 
 // drain sends what was answered and then reads what the caller still sends, for
 // some time: one whose connection is closed while it sends does not read why.
-func drain(w http.ResponseWriter, r *http.Request) {
-	if r.Body == http.NoBody {
-		return
-	}
+func drain(w http.ResponseWriter, body io.Reader) {
 	rc := http.NewResponseController(w)
 	if rc.Flush() == nil && rc.SetReadDeadline(time.Now().Add(drainTime)) == nil {
-		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = io.Copy(io.Discard, body)
 	}
 }
 
