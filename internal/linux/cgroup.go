@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -68,20 +69,24 @@ func RemoveCgroup(ctx context.Context, dir string) error {
 	return nil
 }
 
-// AwaitEnd waits for the end of a process that need not be a child; pidfd_open(2).
-func AwaitEnd(ctx context.Context, pid int) error {
+// OpenPidfd returns a file that stands for the process pid, which need not be a
+// child, and never for a later one of the same id; pidfd_open(2).
+func OpenPidfd(pid int) (*os.File, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
-	if errors.Is(err, unix.ESRCH) {
-		return nil
-	}
 	if err != nil {
-		return fmt.Errorf("watch process %d: %w", pid, err)
+		return nil, fmt.Errorf("open process %d: %w", pid, err)
 	}
-	defer unix.Close(fd)
+	return os.NewFile(uintptr(fd), fmt.Sprintf("process %d", pid)), nil
+}
+
+// AwaitEnd waits for the end of the process that pidfd stands for, or of ctx, which
+// it may notice a quarter of a second late.
+func AwaitEnd(ctx context.Context, pidfd *os.File) error {
+	defer runtime.KeepAlive(pidfd)
 	for {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, 250)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, 250)
 		if err != nil && !errors.Is(err, unix.EINTR) {
-			return fmt.Errorf("watch process %d: %w", pid, err)
+			return fmt.Errorf("wait for %s: %w", pidfd.Name(), err)
 		}
 		if n > 0 {
 			return nil

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"time"
 	"unsafe"
@@ -58,30 +59,41 @@ type (
 
 // ProbeKVM finds out whether /dev/kvm runs an ordinary guest at the speed of the
 // hardware, by running one: a counted loop in long mode. Neither the API's version
-// nor its capabilities tell. Nil means that it does; the error says why not.
+// nor its capabilities tell. Nil means that it does; the error says why not, or
+// wraps that of ctx.
 func ProbeKVM(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, probePatience)
+	limited, cancel := context.WithTimeout(ctx, probePatience)
 	defer cancel()
-	result := make(chan error, 1)
-	go func() { // KVM_RUN cannot be cancelled: a guest that hangs is left behind, with its 2 MiB
-		runtime.LockOSThread()
-		took, err := spinGuest()
+	thread, result := make(chan int, 1), make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with its vCPU
+		thread <- unix.Gettid()
+		took, err := spinGuest(limited)
 		if err == nil && took > probeLimit {
 			err = fmt.Errorf("/dev/kvm takes %v for what hardware does in less than 5 ms", took.Round(time.Millisecond))
 		}
 		result <- err
 	}()
-	select {
-	case err := <-result:
-		return err
-	case <-ctx.Done():
-		return errors.New("/dev/kvm: a guest of a few instructions does not end")
+	tid := <-thread
+	for {
+		select {
+		case err := <-result:
+			if ctx.Err() != nil {
+				return fmt.Errorf("probe /dev/kvm: %w", ctx.Err())
+			}
+			return err
+		case <-time.After(probePatience / 20):
+			if limited.Err() != nil { // a signal, which the runtime ignores, gets a vCPU out of KVM_RUN
+				_ = unix.Tgkill(os.Getpid(), tid, unix.SIGURG)
+			}
+		}
 	}
 }
 
-func kvmIoctl(fd int, request, arg uintptr) (int, error) {
+// kvmIoctl makes a request of the KVM API; arg may be nil.
+func kvmIoctl(fd int, request uintptr, arg unsafe.Pointer) (int, error) {
 	for {
-		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, arg)
+		r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg))
 		if errno == unix.EINTR {
 			continue
 		}
@@ -92,14 +104,15 @@ func kvmIoctl(fd int, request, arg uintptr) (int, error) {
 	}
 }
 
-// spinGuest runs the loop and returns how long it took.
-func spinGuest() (time.Duration, error) {
+// spinGuest runs the loop and returns how long it took. After the end of ctx, the
+// next signal to the thread makes it give up.
+func spinGuest(ctx context.Context) (time.Duration, error) {
 	kvm, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("open /dev/kvm: %w", err)
 	}
 	defer unix.Close(kvm)
-	vm, err := kvmIoctl(kvm, kvmCreateVM, 0)
+	vm, err := kvmIoctl(kvm, kvmCreateVM, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -118,15 +131,15 @@ func spinGuest() (time.Duration, error) {
 		slot, flags     uint32
 		guest, size, at uint64
 	}{size: probeMemory, at: uint64(uintptr(unsafe.Pointer(&mem[0])))}
-	if _, err := kvmIoctl(vm, kvmSetUserMemory, uintptr(unsafe.Pointer(&region))); err != nil {
+	if _, err := kvmIoctl(vm, kvmSetUserMemory, unsafe.Pointer(&region)); err != nil {
 		return 0, err
 	}
-	vcpu, err := kvmIoctl(vm, kvmCreateVCPU, 0)
+	vcpu, err := kvmIoctl(vm, kvmCreateVCPU, nil)
 	if err != nil {
 		return 0, err
 	}
 	defer unix.Close(vcpu)
-	size, err := kvmIoctl(kvm, kvmVCPUMmapSize, 0)
+	size, err := kvmIoctl(kvm, kvmVCPUMmapSize, nil)
 	if err != nil {
 		return 0, err
 	}
@@ -139,8 +152,18 @@ func spinGuest() (time.Duration, error) {
 		return 0, err
 	}
 	start := time.Now()
-	if _, err := kvmIoctl(vcpu, kvmRun, 0); err != nil {
-		return 0, err
+	for {
+		// Not by kvmIoctl, which goes on after a signal.
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(vcpu), kvmRun, 0)
+		if errno == 0 {
+			break
+		}
+		if errno != unix.EINTR {
+			return 0, fmt.Errorf("/dev/kvm: run a guest: %w", errno)
+		}
+		if ctx.Err() != nil {
+			return 0, errors.New("/dev/kvm: a guest of a few instructions does not end")
+		}
 	}
 	took := time.Since(start)
 	if reason := le.Uint32(run[kvmExitReason:]); reason != kvmExitHLT {
@@ -152,17 +175,17 @@ func spinGuest() (time.Duration, error) {
 // longMode sets a vCPU up to run the loop in 64-bit mode.
 func longMode(vcpu int) error {
 	var s kvmSregs
-	if _, err := kvmIoctl(vcpu, kvmGetSregs, uintptr(unsafe.Pointer(&s))); err != nil {
+	if _, err := kvmIoctl(vcpu, kvmGetSregs, unsafe.Pointer(&s)); err != nil {
 		return err
 	}
 	s.cr3, s.cr4, s.cr0, s.efer = 0x1000, 0x20, 0x80050033, 0x500
 	s.cs = kvmSegment{limit: 0xffffffff, selector: 8, typ: 11, present: 1, s: 1, l: 1, g: 1}
 	data := kvmSegment{limit: 0xffffffff, selector: 16, typ: 3, present: 1, db: 1, s: 1, g: 1}
 	s.ds, s.es, s.ss, s.fs, s.gs = data, data, data, data, data
-	if _, err := kvmIoctl(vcpu, kvmSetSregs, uintptr(unsafe.Pointer(&s))); err != nil {
+	if _, err := kvmIoctl(vcpu, kvmSetSregs, unsafe.Pointer(&s)); err != nil {
 		return err
 	}
 	r := kvmRegs{rip: probeCode, rflags: 2, rcx: probeIterations, rsp: probeSP}
-	_, err := kvmIoctl(vcpu, kvmSetRegs, uintptr(unsafe.Pointer(&r)))
+	_, err := kvmIoctl(vcpu, kvmSetRegs, unsafe.Pointer(&r))
 	return err
 }

@@ -1,4 +1,4 @@
-// Package linux is the host's (and, in guest.go, the guest's) kernel: cgroups,
+// Package linux is the host's (and, in the files guest_*.go, the guest's) kernel: cgroups,
 // pidfds, sparse files, locks, peer credentials. It is mechanism without policy,
 // keeps no state, and is the only package that imports x/sys/unix.
 package linux
@@ -104,10 +104,14 @@ func Lock(path string) (f *os.File, holder int, err error) {
 	if err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
 	}
-	return f, 0, err
+	if err != nil {
+		f.Close()
+		return nil, 0, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, 0, nil
 }
 
-// Limit bounds the size of the files that a process writes, in bytes; prlimit(2).
+// LimitFileSize bounds the size of the files that a process writes, in bytes; prlimit(2).
 func LimitFileSize(pid int, size uint64) error {
 	return unix.Prlimit(pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size}, nil)
 }
@@ -141,5 +145,9 @@ func ListenUnix(path string) (net.Listener, error) {
 		return nil, err
 	}
 	l.(*net.UnixListener).SetUnlinkOnClose(false)
-	return l, os.Chmod(path, 0o600)
+	if err := os.Chmod(path, 0o600); err != nil {
+		l.Close()
+		return nil, err
+	}
+	return l, nil
 }

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"banger/internal/linux"
@@ -14,7 +15,7 @@ import (
 )
 
 // killPatience is how long the processes of a killed cgroup may take to end.
-const killPatience = 10 * time.Second
+const killPatience = 5 * time.Second
 
 // Cgroups is the resource.Kind "cgroup": a cgroup (v2) for a VMM, and with it the
 // VMM's process, which is born in it and ends with it. No process id is ever
@@ -22,6 +23,8 @@ const killPatience = 10 * time.Second
 type Cgroups struct {
 	root   string // mount point of the hierarchy
 	parent string // holds all of this installation's
+
+	mu sync.Mutex // the parent does not go while a child comes
 }
 
 // NewCgroups returns the Kind for the installation with the given short id. The
@@ -48,6 +51,8 @@ func (c *Cgroups) Volatile() bool { return true }
 
 // Acquire implements resource.Kind.
 func (c *Cgroups) Acquire(_ context.Context, ref resource.Ref) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if err := os.MkdirAll(c.Path(ref.Name), 0o755); err != nil {
 		return fmt.Errorf("create cgroup: %w", err)
 	}
@@ -71,6 +76,8 @@ func (c *Cgroups) Release(ctx context.Context, ref resource.Ref) error {
 	if err := linux.RemoveCgroup(ctx, c.Path(ref.Name)); err != nil {
 		return err
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	_ = os.Remove(c.Path(c.parent)) // refused while it has children
 	return nil
 }

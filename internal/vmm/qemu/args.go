@@ -25,7 +25,9 @@ func args(m vmm.Machine, accel string, tscKHz int64) []string {
 	cpu := "host"
 	if accel == "tcg" {
 		cpu = "max"
-		cmdline += fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", tscKHz)
+		if tscKHz > 0 {
+			cmdline += fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", tscKHz)
+		}
 	}
 	a := []string{
 		"-name", "banger-" + m.ID,
@@ -44,7 +46,7 @@ func args(m vmm.Machine, accel string, tscKHz int64) []string {
 		"-qmp", "unix:" + qmpSocket + ",server=on,wait=off",
 	}
 	for i, d := range m.Disks {
-		drive := fmt.Sprintf("id=d%d,if=none,format=raw,file=%s", i, escape(d.Path))
+		drive := fmt.Sprintf("id=d%d,if=none,format=raw,cache=writeback,file=%s", i, escape(d.Path))
 		if d.ReadOnly {
 			drive += ",read-only=on"
 		} else {

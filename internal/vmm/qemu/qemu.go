@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -16,11 +17,15 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"banger/api"
 	"banger/internal/linux"
 	"banger/internal/vmm"
 )
+
+// maxLog is how much of a VMM's last messages an Exit carries, in bytes.
+const maxLog = 4 << 10
 
 // Driver implements vmm.Driver.
 type Driver struct {
@@ -57,6 +62,9 @@ func (d *Driver) Check(ctx context.Context) (vmm.Info, error) {
 	version, _, _ := strings.Cut(strings.TrimPrefix(string(out), "QEMU emulator version "), "\n")
 	info := vmm.Info{Binary: path, Version: version, Accel: "kvm", Reason: "an ordinary guest runs at the speed of the hardware"}
 	if err := linux.ProbeKVM(ctx); err != nil {
+		if ctx.Err() != nil {
+			return vmm.Info{}, err // which says nothing about KVM
+		}
 		info.Accel, info.Reason = "tcg", err.Error()
 		d.tscKHz = linux.TSCKHz()
 	}
@@ -80,6 +88,10 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error)
 		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
 	}
 	defer log.Close()
+	logStart, err := log.Seek(0, io.SeekEnd)
+	if err != nil {
+		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
+	}
 	cmd := exec.Command(info.Binary, args(m, info.Accel, d.tscKHz)...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = m.RunDir, log, log
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent"}
@@ -88,6 +100,7 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error)
 		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
 	}
 	i := newInstance(m, cmd.Process.Pid)
+	i.logStart = logStart
 	go func() {
 		err := cmd.Wait()
 		exit := vmm.Exit{Known: true, Code: cmd.ProcessState.ExitCode()}
@@ -101,7 +114,8 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error)
 	if err := errors.Join(i.bound(m), i.awaitRunning(ctx)); err != nil {
 		cmd.Process.Kill()
 		<-i.exited
-		return nil, api.Errorf(api.CodeUnavailable, "start %s: %w: %s", info.Binary, err, i.exit.Log)
+		said := cmp.Or(strings.Join(strings.Split(i.exit.Log, "\n"), "; "), "it said nothing")
+		return nil, api.Errorf(api.CodeUnavailable, "start %s: %w: %s", info.Binary, err, said)
 	}
 	return i, nil
 }
@@ -116,27 +130,35 @@ func (d *Driver) Attach(ctx context.Context, m vmm.Machine) (vmm.Instance, error
 		return nil, fmt.Errorf("attach to machine %s: %d processes in its cgroup", m.ID, len(pids))
 	}
 	i := newInstance(m, pids[0])
+	pidfd, err := linux.OpenPidfd(i.pid)
+	if err != nil {
+		return nil, fmt.Errorf("attach to machine %s: %w", m.ID, err)
+	}
+	// What answers now lives: the process that was in the cgroup, and is its pidfd's.
+	if _, err := i.monitor(ctx, "query-status"); err != nil {
+		pidfd.Close()
+		return nil, fmt.Errorf("attach to machine %s: %w", m.ID, err)
+	}
 	watch, cancel := context.WithCancel(context.Background())
 	i.unwatch = cancel
 	go func() {
-		if linux.AwaitEnd(watch, i.pid) == nil {
+		defer pidfd.Close()
+		if linux.AwaitEnd(watch, pidfd) == nil {
 			i.end(vmm.Exit{})
 		}
 	}()
-	if _, err := i.monitor(ctx, "query-status"); err != nil {
-		return nil, errors.Join(fmt.Errorf("attach to machine %s: %w", m.ID, err), i.Close())
-	}
 	return i, nil
 }
 
 // instance implements vmm.Instance.
 type instance struct {
-	pid     int
-	runDir  string
-	log     string
-	exited  chan struct{}
-	exit    vmm.Exit
-	unwatch context.CancelFunc
+	pid      int
+	runDir   string
+	log      string
+	logStart int64 // where in the log this run's messages begin, if it is known
+	exited   chan struct{}
+	exit     vmm.Exit
+	unwatch  context.CancelFunc
 }
 
 func newInstance(m vmm.Machine, pid int) *instance {
@@ -145,15 +167,34 @@ func newInstance(m vmm.Machine, pid int) *instance {
 
 func (i *instance) end(exit vmm.Exit) {
 	exit.At = time.Now()
-	if text, err := os.ReadFile(i.log); err == nil {
-		exit.Log = strings.TrimSpace(string(text[max(0, len(text)-4096):]))
-	}
+	exit.Log = i.lastWords()
 	i.exit = exit
 	close(i.exited)
 }
 
-// bound limits the files that the VMM writes (its console, above all) to a little
-// more than its largest disk.
+// lastWords returns the end of this run's messages, as printable text.
+func (i *instance) lastWords() string {
+	f, err := os.Open(i.log)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	end, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return ""
+	}
+	from := max(i.logStart, end-maxLog)
+	text, _ := io.ReadAll(io.NewSectionReader(f, from, end-from)) // what can be read will do
+	return strings.TrimSpace(strings.Map(func(r rune) rune {
+		if r == '\n' || unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, string(text)))
+}
+
+// bound limits each file that the VMM writes, its console above all, to 1 GiB or,
+// where that is more, the size of its largest writable disk.
 func (i *instance) bound(m vmm.Machine) error {
 	limit := int64(1 << 30)
 	for _, d := range m.Disks {
@@ -161,7 +202,9 @@ func (i *instance) bound(m vmm.Machine) error {
 		if err != nil {
 			return fmt.Errorf("look at disk: %w", err)
 		}
-		limit = max(limit, info.Size())
+		if !d.ReadOnly {
+			limit = max(limit, info.Size())
+		}
 	}
 	return linux.LimitFileSize(i.pid, uint64(limit))
 }
