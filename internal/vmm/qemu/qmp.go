@@ -22,7 +22,11 @@ const (
 func qmp(ctx context.Context, conn net.Conn, commands ...string) (last json.RawMessage, err error) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
-	defer stop()
+	defer func() {
+		if !stop() && err != nil {
+			err = fmt.Errorf("%w: %w", ctx.Err(), err)
+		}
+	}()
 	if err := conn.SetDeadline(time.Now().Add(qmpTimeout)); err != nil {
 		return nil, err
 	}

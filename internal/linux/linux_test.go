@@ -1,0 +1,201 @@
+package linux_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"banger/internal/linux"
+)
+
+func TestHost(t *testing.T) {
+	if id, err := linux.BootID(); err != nil || len(id) != 36 {
+		t.Errorf("BootID: %q, %v", id, err)
+	}
+	if n, err := linux.MemTotal(); err != nil || n < 64<<20 {
+		t.Errorf("MemTotal: %d, %v", n, err)
+	}
+	if khz := linux.TSCKHz(); khz < 500_000 || khz > 10_000_000 {
+		t.Errorf("TSCKHz: %d is no rate of a processor of today", khz)
+	}
+}
+
+// A verdict has to come whatever this host's /dev/kvm is, and twice the same.
+func TestProbeKVM(t *testing.T) {
+	first, second := linux.ProbeKVM(t.Context()), linux.ProbeKVM(t.Context())
+	if (first == nil) != (second == nil) {
+		t.Errorf("two probes disagree: %v; %v", first, second)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := linux.ProbeKVM(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a cancelled probe says %v", err)
+	}
+}
+
+func TestUnixSocketAtLongPath(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("long", 30))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "a.sock")
+	l, err := linux.ListenUnix(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("the socket: %v, %v", info, err)
+	}
+	c, err := linux.DialUnix(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	uid, gid, pid, err := linux.PeerCred(s)
+	if err != nil || int(uid) != os.Getuid() || int(gid) != os.Getgid() || int(pid) != os.Getpid() {
+		t.Errorf("PeerCred: uid %d, gid %d, pid %d, %v", uid, gid, pid, err)
+	}
+	a, b := net.Pipe()
+	defer a.Close()
+	defer b.Close()
+	if _, _, _, err := linux.PeerCred(a); err == nil {
+		t.Error("PeerCred of something that is no Unix socket")
+	}
+}
+
+func TestLock(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	f, _, err := linux.Lock(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A lock belongs to the open file, so that a second one in this process will do.
+	if _, holder, err := linux.Lock(path); !errors.Is(err, linux.ErrLocked) || holder != os.Getpid() {
+		t.Errorf("a second Lock: holder %d, %v", holder, err)
+	}
+	f.Close()
+	g, _, err := linux.Lock(path)
+	if err != nil {
+		t.Fatal("after the release:", err)
+	}
+	g.Close()
+}
+
+func TestCopySparse(t *testing.T) {
+	const size, at = 16 << 20, 5 << 20
+	src, dst := filepath.Join(t.TempDir(), "src"), filepath.Join(t.TempDir(), "dst")
+	f, err := os.Create(src)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data := bytes.Repeat([]byte("data"), 1<<18)
+	if _, err := f.WriteAt(data, at); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	if err := linux.CopySparse(dst, src); err != nil {
+		t.Fatal(err)
+	}
+	want, _ := os.ReadFile(src)
+	if got, err := os.ReadFile(dst); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("the copy differs: %v", err)
+	}
+	if n, err := linux.Allocated(dst); err != nil || n < int64(len(data)) || n > size/2 {
+		t.Errorf("the copy takes %d bytes, %v", n, err)
+	}
+	if err := linux.CopySparse(dst, src); !errors.Is(err, os.ErrExist) {
+		t.Errorf("a copy over a file: %v", err)
+	}
+	if off, err := linux.FirstData(f); err != nil || off != at {
+		t.Errorf("FirstData: %d, %v", off, err)
+	}
+	if err := linux.PunchHole(f, at, int64(len(data))); err != nil {
+		t.Fatal(err)
+	}
+	if off, err := linux.FirstData(f); err != nil || off != size {
+		t.Errorf("FirstData of a file of nothing: %d, %v", off, err)
+	}
+	if n, err := linux.Allocated(src); err != nil || n != 0 {
+		t.Errorf("after the hole %d bytes are taken, %v", n, err)
+	}
+}
+
+func TestAwaitEnd(t *testing.T) {
+	cmd := exec.Command("sleep", "infinity")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pidfd, err := linux.OpenPidfd(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pidfd.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := linux.AwaitEnd(ctx, pidfd); !errors.Is(err, context.Canceled) {
+		t.Errorf("while it runs: %v", err)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := linux.AwaitEnd(t.Context(), pidfd); err != nil {
+		t.Error(err)
+	}
+	_ = cmd.Wait() // it was killed
+	if _, err := linux.OpenPidfd(cmd.Process.Pid); err == nil {
+		t.Error("opened a process that has ended")
+	}
+}
+
+func TestLimitFileSize(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "file")
+	cmd := exec.Command("sh", "-c", `read go; exec head -c 100000 /dev/zero >"$1"`, "sh", path)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := linux.LimitFileSize(cmd.Process.Pid, 4096); err != nil {
+		t.Error(err)
+	}
+	in.Write([]byte("\n"))
+	if err := cmd.Wait(); err == nil {
+		t.Error("it wrote more than it may")
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() != 4096 {
+		t.Errorf("the file: %v, %v", info, err)
+	}
+}
+
+func TestLockSurvivesGarbage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "lock")
+	if err := os.WriteFile(path, []byte(strings.Repeat("9", 50)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, _, err := linux.Lock(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if text, err := os.ReadFile(path); err != nil || string(text) != strconv.Itoa(os.Getpid())+"\n" {
+		t.Errorf("the lock file says %q, %v", text, err)
+	}
+}
