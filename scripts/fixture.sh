@@ -27,5 +27,6 @@ fi
 # A boot with this build puts the initramfs of this build's agent in place.
 as_root "$banger" vm run --rm -- true </dev/null
 as_root "$banger" system stop </dev/null
+as_root rm -f "$dir/state/bangerd.log"
 touch "$complete"
 echo "fixture: $dir/state"

@@ -107,7 +107,7 @@ func TestBadInput(t *testing.T) {
 		{name: "unknown kernel", args: []string{"kernel", "show", "no-kernel"},
 			exit: exitNotFound, error: "no-kernel", hint: "kernel (list|pull)"},
 		{name: "missing file", args: []string{"image", "import", "x", "/no/such/file.tar"},
-			exit: exitNotFound, error: "/no/such/file.tar"},
+			exit: exitInvalid, error: "/no/such/file.tar"},
 	} {
 		t.Run(test.name, func(t *testing.T) { test.check(t, h) })
 	}
@@ -163,7 +163,7 @@ func TestBadHost(t *testing.T) {
 	})
 	t.Run("disk full during an import", func(t *testing.T) {
 		h := hosttest.New(t)
-		mountTmpfs(t, h.Paths.State, "8m")
+		hosttest.MountTmpfs(t, h.Paths.State, "8m")
 		big := archive(t, tar.Header{Name: "big", Mode: 0o644, Size: 32 << 20})
 		refused{input: big, args: []string{"image", "import", "big", "-"},
 			exit: exitNoSpace, error: "space", hint: "."}.check(t, h)
@@ -172,7 +172,7 @@ func TestBadHost(t *testing.T) {
 	})
 	t.Run("disk full during a start", func(t *testing.T) {
 		h := hosttest.NewSeeded(t)
-		mountTmpfs(t, filepath.Join(h.Paths.State, "vms"), "64k")
+		hosttest.MountTmpfs(t, filepath.Join(h.Paths.State, "vms"), "64k")
 		refused{args: []string{"vm", "run", "--rm", "--", "true"},
 			exit: exitNoSpace, error: "space", hint: "."}.check(t, h)
 		h.CheckNothingLeft(t)
@@ -233,21 +233,4 @@ func pathWithout(t *testing.T, program string) string {
 		}
 	}
 	return dir
-}
-
-// mountTmpfs mounts a file system of its own, small, at a directory, until the
-// end of the test.
-func mountTmpfs(t *testing.T, dir, size string) {
-	t.Helper()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "mode=0700,size="+size, "banger-test", dir).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	t.Cleanup(func() {
-		if out, err := exec.Command("umount", "--lazy", dir).CombinedOutput(); err != nil {
-			t.Errorf("%v: %s", err, out)
-		}
-	})
 }

@@ -115,11 +115,15 @@ func terminal(t *testing.T, h *hosttest.Host) {
 	send("tty; echo $((40+4))\r")
 	out.await(t, "/dev/pts/")
 	out.await(t, "44")
-	// Ctrl-C ends the command, not the session.
-	send("sleep 1000\r")
+	// Ctrl-C ends the command, not the session. The shell drops what it had read
+	// of its input when the signal came, so the question is repeated.
+	send("echo asleep $((40+5)); sleep 1000\r")
+	out.await(t, "asleep 45")
 	send("\x03")
-	send("echo interrupted $((40+5))\r")
-	out.await(t, "interrupted 45")
+	hosttest.Eventually(t, 30*time.Second, "Ctrl-C ends sleep", func() bool {
+		send("echo interrupted $((40+6))\r")
+		return strings.Contains(out.String(), "interrupted 46")
+	})
 	send("exit 7\r")
 	err = cmd.Wait()
 	exit, ok := errors.AsType[*exec.ExitError](err)
