@@ -100,4 +100,10 @@ func AsError(err error) *Error {
 }
 
 // CodeOf returns the code of err, CodeInternal where it has none.
-func CodeOf(err error) Code { return AsError(err).Code }
+// A nil error has none.
+func CodeOf(err error) Code {
+	if err == nil {
+		return ""
+	}
+	return AsError(err).Code
+}

@@ -125,7 +125,10 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 
 // prepare makes the installation's directories and takes its lock.
 func prepare(paths config.Paths) (*os.File, error) {
-	for _, dir := range []string{paths.State, paths.Run} {
+	for _, dir := range []string{
+		paths.State, filepath.Join(paths.State, "vms"), filepath.Join(paths.State, "layers"), filepath.Join(paths.State, "kernels"),
+		paths.Run, filepath.Join(paths.Run, "vm"),
+	} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return nil, fmt.Errorf("create directory: %w", err)
 		}

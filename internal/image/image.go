@@ -109,7 +109,7 @@ func (m *Manager) Get(ctx context.Context, caller uint32, name string) (Image, e
 		}
 	}
 	return Image{}, api.Errorf(api.CodeNotFound, "image %q: no such image", name).
-		WithHint("banger image ls lists them, banger image import makes one of a tar archive, banger image build makes one of the host's distribution")
+		WithHint("banger image ls lists them, banger image import makes one of a tar archive, banger image bootstrap makes one of the host's distribution")
 }
 
 // Remove removes the caller's image, and the layers that no other one uses.

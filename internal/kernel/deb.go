@@ -31,7 +31,11 @@ func unpackDeb(r io.Reader, root *os.Root) error {
 	}
 	in := bufio.NewReaderSize(io.LimitReader(r, maxPackage), 1<<20)
 	magic := make([]byte, 8)
-	if _, err := io.ReadFull(in, magic); err != nil || string(magic) != "!<arch>\n" {
+	_, err := io.ReadFull(in, magic)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return bad("%w", err)
+	}
+	if string(magic) != "!<arch>\n" {
 		return api.Errorf(api.CodeInvalid, "read package: it is not a Debian package").WithHint("give a linux-image .deb")
 	}
 	header := make([]byte, 60)
@@ -44,14 +48,9 @@ func unpackDeb(r io.Reader, root *os.Root) error {
 		if err != nil || size < 0 {
 			return bad("member %q has no size", name)
 		}
-		member := io.LimitReader(in, size)
+		member := &io.LimitedReader{R: in, N: size}
 		if strings.HasPrefix(name, "data.tar") {
-			data, err := decompress(member, path.Ext(name))
-			if err == nil {
-				err = unpackTar(data, root)
-				data.Close()
-			}
-			if err != nil {
+			if err := unpackData(member, path.Ext(name), root); err != nil {
 				return bad("%s: %w", name, err)
 			}
 			return nil
@@ -60,6 +59,30 @@ func unpackDeb(r io.Reader, root *os.Root) error {
 			return bad("member %q: %w", name, err)
 		}
 	}
+}
+
+// unpackData unpacks a data.tar to its very end, so that a truncated one is found out
+// and the checksums of its compression are verified.
+func unpackData(member *io.LimitedReader, ext string, root *os.Root) error {
+	data, err := decompress(member, ext)
+	if err != nil {
+		return err
+	}
+	defer data.Close()
+	unpacked := &io.LimitedReader{R: data, N: maxPackage}
+	err = unpackTar(unpacked, root)
+	if err == nil {
+		_, err = io.Copy(io.Discard, unpacked)
+	}
+	switch {
+	case unpacked.N == 0:
+		return fmt.Errorf("more than %d bytes", int64(maxPackage))
+	case err != nil:
+		return err
+	case member.N > 0:
+		return io.ErrUnexpectedEOF
+	}
+	return nil
 }
 
 // decompress reads r as the extension of a file name says.
@@ -84,7 +107,7 @@ func decompress(r io.Reader, ext string) (io.ReadCloser, error) {
 
 // unpackTar writes the regular files that a kernel consists of.
 func unpackTar(r io.Reader, root *os.Root) error {
-	files, total := 0, int64(0)
+	files := 0
 	for archive := tar.NewReader(r); ; {
 		h, err := archive.Next()
 		if errors.Is(err, io.EOF) {
@@ -98,19 +121,27 @@ func unpackTar(r io.Reader, root *os.Root) error {
 		switch {
 		case h.Typeflag != tar.TypeReg:
 			continue
-		case strings.HasPrefix(name, "boot/vmlinuz-"), strings.HasPrefix(name, "boot/vmlinux-"):
-			name = "vmlinuz"
+		case isKernelImage(name):
+			if name = "vmlinuz"; h.Size > maxVmlinux {
+				return fmt.Errorf("%s: larger than %d bytes", h.Name, int64(maxVmlinux))
+			}
 		case !strings.HasPrefix(name, "lib/modules/"):
 			continue
 		}
-		files++
-		if total += h.Size; files > maxFiles || total > maxPackage {
-			return fmt.Errorf("%s: too many or too large files", h.Name)
+		if files++; files > maxFiles {
+			return fmt.Errorf("more than %d files", maxFiles)
 		}
 		if err := writeFile(root, name, archive); err != nil {
 			return err
 		}
 	}
+}
+
+// isKernelImage tells where distributions put it: in /boot, or with the modules.
+func isKernelImage(name string) bool {
+	image, _ := path.Match("boot/vmlinu[xz]-*", name)
+	beside, _ := path.Match("lib/modules/*/vmlinuz", name)
+	return image || beside
 }
 
 func writeFile(root *os.Root, name string, r io.Reader) error {

@@ -4,6 +4,7 @@
 package kernel
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -14,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"banger/api"
@@ -62,7 +64,15 @@ func New(c Config) *Manager {
 // Boot is the files from which a VM boots, by absolute path.
 type Boot struct{ Vmlinux, Initramfs, Modules string }
 
-const dirKind = "dir"
+const (
+	dirKind = "dir"
+
+	// importPatience bounds the making of a bundle of a package, its arrival included.
+	importPatience = 20 * time.Minute
+
+	// keptInitramfs is how many initramfs a bundle keeps, for daemons of other versions.
+	keptInitramfs = 3
+)
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$`)
 
@@ -72,12 +82,16 @@ func (m *Manager) Import(ctx context.Context, name string, r io.Reader, report a
 		return Kernel{}, api.Errorf(api.CodeInvalid, "import kernel %q: not a valid name", name).
 			WithHint("use up to 100 of A-Z, a-z, 0-9, and ._+-")
 	}
-	return m.build(ctx, name, "file", report, func(string) (io.ReadCloser, error) { return io.NopCloser(r), nil })
+	return m.build(ctx, name, "file", report, func(context.Context, string) ([]io.ReadCloser, error) {
+		return []io.ReadCloser{io.NopCloser(r)}, nil
+	})
 }
 
-// build makes a bundle of the package that open opens, which may use the given
-// directory. An empty name becomes the kernel's release.
-func (m *Manager) build(ctx context.Context, name, source string, report api.Reporter, open func(dir string) (io.ReadCloser, error)) (k Kernel, err error) {
+// build makes a bundle of the packages that open opens, which may use the given
+// directory.
+func (m *Manager) build(ctx context.Context, name, source string, report api.Reporter, open func(ctx context.Context, dir string) ([]io.ReadCloser, error)) (k Kernel, err error) {
+	ctx, cancel := context.WithTimeout(ctx, importPatience)
+	defer cancel()
 	id := resource.RandomName(6)
 	ref, err := m.Ledger.Acquire(ctx, "kernel/"+id, dirKind, "kernels/"+id, nil)
 	if err != nil {
@@ -93,21 +107,22 @@ func (m *Manager) build(ctx context.Context, name, source string, report api.Rep
 	if err := os.Mkdir(work, 0o755); err != nil {
 		return Kernel{}, err
 	}
-	pkg, err := open(work)
+	packages, err := open(ctx, work)
+	defer func() {
+		for _, p := range packages {
+			p.Close()
+		}
+	}()
 	if err != nil {
 		return Kernel{}, err
 	}
-	defer pkg.Close()
 	report(api.Progress{Step: "unpack kernel"})
-	release, err := assemble(pkg, dir, work)
+	release, err := assemble(ctx, packages, dir, work)
 	if err != nil {
 		return Kernel{}, err
 	}
 	if err := os.RemoveAll(work); err != nil {
 		return Kernel{}, err
-	}
-	if name == "" {
-		name = release
 	}
 	k = Kernel{Name: name, Release: release, Source: source, Dir: ref.Name, Created: time.Now()}
 	for _, file := range []string{"vmlinux", "modules.cpio", "modules.ext4"} {
@@ -120,18 +135,37 @@ func (m *Manager) build(ctx context.Context, name, source string, report api.Rep
 	if err := m.Store.InsertKernel(ctx, k); err != nil {
 		return Kernel{}, err
 	}
-	return m.Get(ctx, name)
+	// From here on the bundle is the store's: no error may take its directory away.
+	if stored, err := m.Get(context.WithoutCancel(ctx), name); err == nil {
+		k = stored
+	}
+	return k, nil
 }
 
-// assemble makes the files of a bundle in dir of a package, unpacking it in work.
-func assemble(pkg io.Reader, dir, work string) (release string, err error) {
+// untilDone reads from r until ctx is done.
+type untilDone struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (u untilDone) Read(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.r.Read(p)
+}
+
+// assemble makes the files of a bundle in dir of packages, unpacking them in work.
+func assemble(ctx context.Context, packages []io.ReadCloser, dir, work string) (release string, err error) {
 	root, err := os.OpenRoot(work)
 	if err != nil {
 		return "", err
 	}
 	defer root.Close()
-	if err := unpackDeb(pkg, root); err != nil {
-		return "", err
+	for _, p := range packages {
+		if err := unpackDeb(untilDone{ctx, p}, root); err != nil {
+			return "", err
+		}
 	}
 	releases, err := filepath.Glob(filepath.Join(work, "lib/modules/*"))
 	if err != nil || len(releases) != 1 {
@@ -139,6 +173,9 @@ func assemble(pkg io.Reader, dir, work string) (release string, err error) {
 			WithHint("give a linux-image package that contains its modules")
 	}
 	release = filepath.Base(releases[0])
+	if !validName.MatchString(release) {
+		return "", api.Errorf(api.CodeInvalid, "import kernel: %q is not a kernel's release", release)
+	}
 	image, err := os.ReadFile(filepath.Join(work, "vmlinuz"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return "", api.Errorf(api.CodeInvalid, "import kernel: no boot/vmlinuz-* in the package").WithHint("give a linux-image package")
@@ -150,7 +187,11 @@ func assemble(pkg io.Reader, dir, work string) (release string, err error) {
 	if err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "vmlinux"), vmlinux, 0o440); err != nil {
+	err = create(filepath.Join(dir, "vmlinux"), func(f *os.File) error {
+		_, err := f.Write(vmlinux)
+		return err
+	})
+	if err != nil {
 		return "", err
 	}
 	modules, err := readTree(releases[0])
@@ -160,15 +201,20 @@ func assemble(pkg io.Reader, dir, work string) (release string, err error) {
 	if err := create(filepath.Join(dir, "modules.cpio"), func(f *os.File) error { return modules.writeBootModules(f) }); err != nil {
 		return "", err
 	}
-	return release, create(filepath.Join(dir, "modules.ext4"), func(f *os.File) error { return writeModulesDisk(f, work, release) })
+	return release, create(filepath.Join(dir, "modules.ext4"), func(f *os.File) error { return writeModulesDisk(ctx, f, work, release) })
 }
 
+// create makes a file that is on the disk when it returns.
 func create(path string, fill func(*os.File) error) error {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o440)
 	if err != nil {
 		return err
 	}
-	return errors.Join(fill(f), f.Close())
+	err = fill(f)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // List returns all bundles, oldest first.
@@ -221,6 +267,9 @@ func (m *Manager) Alive(ctx context.Context) (map[string]bool, error) {
 // Boot returns the files of the bundle called name. The initramfs carries this
 // daemon's agent, and is made when it is not there yet.
 func (m *Manager) Boot(ctx context.Context, name string) (Boot, error) {
+	if len(m.Agent) == 0 {
+		return Boot{}, api.Errorf(api.CodeInternal, "boot kernel: this bangerd was built without an agent").WithHint("make build")
+	}
 	k, err := m.Get(ctx, name)
 	if err != nil {
 		return Boot{}, err
@@ -234,7 +283,34 @@ func (m *Manager) Boot(ctx context.Context, name string) (Boot, error) {
 	if _, err := os.Stat(b.Initramfs); err == nil {
 		return b, nil
 	}
-	return b, m.writeInitramfs(filepath.Join(dir, "modules.cpio"), b.Initramfs)
+	if err := m.writeInitramfs(filepath.Join(dir, "modules.cpio"), b.Initramfs); err != nil {
+		return Boot{}, err
+	}
+	return b, dropInitramfs(dir, b.Initramfs)
+}
+
+// dropInitramfs removes the oldest initramfs in dir, but never keep, until no more
+// than keptInitramfs are left.
+func dropInitramfs(dir, keep string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "initramfs-*.cpio"))
+	if err != nil {
+		return err
+	}
+	files = slices.DeleteFunc(files, func(f string) bool { return f == keep })
+	age := func(f string) int64 {
+		if info, err := os.Stat(f); err == nil {
+			return info.ModTime().UnixNano()
+		}
+		return 0
+	}
+	slices.SortFunc(files, func(a, b string) int { return cmp.Compare(age(a), age(b)) })
+	var errs []error
+	for _, f := range files[:max(0, len(files)-(keptInitramfs-1))] {
+		if err := os.Remove(f); !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (m *Manager) writeInitramfs(modules, path string) error {

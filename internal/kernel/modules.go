@@ -3,6 +3,7 @@ package kernel
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"debug/elf"
 	"errors"
 	"fmt"
@@ -82,32 +83,33 @@ func (t *tree) load(name string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(r, 64<<20))
 }
 
-// dependencies reads what a module says of itself in its .modinfo section.
-func dependencies(module []byte) ([]string, error) {
+// dependencies reads what a module says of itself in its .modinfo section: the
+// modules that it cannot be loaded without, and those that it would like before it.
+func dependencies(module []byte) (hard, soft []string, err error) {
 	file, err := elf.NewFile(bytes.NewReader(module))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	section := file.Section(".modinfo")
 	if section == nil {
-		return nil, errors.New("no .modinfo section")
+		return nil, nil, errors.New("no .modinfo section")
 	}
 	info, err := section.Data()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var deps []string
 	for word := range bytes.SplitSeq(info, []byte{0}) {
 		if list, ok := strings.CutPrefix(string(word), "depends="); ok && list != "" {
 			for name := range strings.SplitSeq(list, ",") {
-				deps = append(deps, strings.ReplaceAll(name, "-", "_"))
+				hard = append(hard, strings.ReplaceAll(name, "-", "_"))
 			}
 		}
-		if soft, ok := strings.CutPrefix(string(word), "softdep=pre: "); ok {
-			deps = append(deps, strings.Fields(strings.ReplaceAll(soft, "-", "_"))...)
+		if list, ok := strings.CutPrefix(string(word), "softdep=pre: "); ok {
+			list, _, _ = strings.Cut(list, "post:")
+			soft = append(soft, strings.Fields(strings.ReplaceAll(list, "-", "_"))...)
 		}
 	}
-	return deps, nil
+	return hard, soft, nil
 }
 
 // writeBootModules writes the cpio archive with the modules of an initramfs, and the
@@ -136,11 +138,16 @@ func (t *tree) writeBootModules(w io.Writer) error {
 		if err != nil {
 			return err
 		}
-		deps, err := dependencies(module)
+		hard, soft, err := dependencies(module)
 		if err != nil {
 			return api.Errorf(api.CodeInvalid, "import kernel: module %s: %w", name, err)
 		}
-		for _, dep := range deps {
+		for _, dep := range hard {
+			if err := add(dep, true); err != nil {
+				return err
+			}
+		}
+		for _, dep := range soft {
 			if err := add(dep, false); err != nil {
 				return err
 			}
@@ -159,6 +166,14 @@ func (t *tree) writeBootModules(w io.Writer) error {
 	return archive.Close()
 }
 
+// consoleNode is the entry of /dev/console, c 5 1, which is stdin, stdout and stderr of
+// /init. The cpio package writes no device numbers. Documentation/driver-api/early-userspace/buffer-format.rst.
+const consoleNode = "070701" + // magic
+	"00000000" + "00002180" + "00000000" + "00000000" + "00000001" + // ino, mode, uid, gid, nlink
+	"00000000" + "00000000" + "00000000" + "00000000" + // mtime, filesize, maj, min
+	"00000005" + "00000001" + "0000000c" + "00000000" + // rmaj, rmin, namesize, chksum
+	"dev/console\x00" + "\x00\x00" // padded to a multiple of 4
+
 // writeInit writes the cpio archive that is appended to the modules': the agent.
 func writeInit(w io.Writer, agent []byte) error {
 	archive := cpio.NewWriter(w)
@@ -167,7 +182,10 @@ func writeInit(w io.Writer, agent []byte) error {
 			return err
 		}
 	}
-	if err := archive.WriteHeader(&cpio.Header{Name: "dev/console", Mode: cpio.TypeChar | 0o600, DeviceID: 5<<8 | 1}); err != nil {
+	if err := archive.Flush(); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(w, consoleNode); err != nil {
 		return err
 	}
 	if err := addFile(archive, "/init", 0o755, agent); err != nil {
@@ -191,22 +209,22 @@ func addFile(w *cpio.Writer, name string, mode cpio.FileMode, content []byte) er
 
 // writeModulesDisk makes the read-only disk with all modules below dir, which has
 // the layout of / for depmod(8): lib/modules/<release>.
-func writeModulesDisk(disk *os.File, dir, release string) error {
+func writeModulesDisk(ctx context.Context, disk *os.File, dir, release string) error {
 	depmod, err := exec.LookPath("depmod")
 	if err != nil {
 		return api.Errorf(api.CodeUnavailable, "index the kernel's modules: %w", err).WithHint("apt-get install kmod")
 	}
-	if out, err := exec.Command(depmod, "-b", dir, release).CombinedOutput(); err != nil {
-		return api.Errorf(api.CodeInvalid, "index the kernel's modules: depmod: %w: %s", err, bytes.TrimSpace(out))
+	if out, err := exec.CommandContext(ctx, depmod, "-b", dir, release).CombinedOutput(); err != nil {
+		return api.Errorf(api.CodeInvalid, "index the kernel's modules: depmod: %w: %s", err, oneLine(out))
 	}
 	pr, pw := io.Pipe()
 	go func() { pw.CloseWithError(tarModules(pw, filepath.Join(dir, "lib/modules"))) }()
-	err = tar2ext4.ConvertTarToExt4(pr, disk)
+	err = tar2ext4.ConvertTarToExt4(untilDone{ctx, pr}, disk)
 	pr.CloseWithError(err)
 	if err != nil {
 		return fmt.Errorf("make the disk of modules: %w", err)
 	}
-	return disk.Sync()
+	return nil
 }
 
 func tarModules(w io.Writer, dir string) error {

@@ -53,7 +53,10 @@ func extractVmlinux(image []byte) ([]byte, error) {
 		return nil, bad("unpack its payload: %w", err)
 	}
 	defer unpacked.Close()
-	vmlinux, err := io.ReadAll(io.LimitReader(unpacked, maxVmlinux))
+	vmlinux, err := io.ReadAll(io.LimitReader(unpacked, maxVmlinux+1))
+	if len(vmlinux) > maxVmlinux {
+		return nil, bad("its payload unpacks to more than %d bytes", maxVmlinux)
+	}
 	// What follows the compressed stream is not of it, and some readers object.
 	if !bytes.HasPrefix(vmlinux, []byte("\x7fELF")) {
 		return nil, bad("its payload is not an ELF file (%v)", err)
