@@ -1,0 +1,89 @@
+package vm
+
+import (
+	"testing"
+
+	"banger/api"
+
+	"pgregory.net/rapid"
+)
+
+var events = []event{evStart, evStarted, evStop, evEnded, evDied, evDelete, evDestroy, evUndelete}
+
+var states = []api.VMState{api.VMStopped, api.VMStarting, api.VMRunning, api.VMStopping, api.VMDeleting}
+
+// TestLifecycle walks at random: an event leads to a state of the drawing or is
+// refused without an effect, and a forced deletion is open from everywhere.
+func TestLifecycle(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		state := api.VMStopped
+		for range 50 {
+			ev := rapid.SampledFrom(events).Draw(t, "event")
+			to, err := next(state, ev)
+			if err != nil && to != state {
+				t.Fatalf("%s in %s is refused and leads to %s", ev, state, to)
+			}
+			if err == nil && to == state {
+				t.Fatalf("%s in %s changes nothing", ev, state)
+			}
+			state = to
+			if to, err := next(state, evDestroy); state != api.VMDeleting && (err != nil || to != api.VMDeleting) {
+				t.Fatalf("delete --force in %s: %s, %v", state, to, err)
+			}
+		}
+	})
+}
+
+// TestRefusals says for each request of a user in which states it is taken.
+func TestRefusals(t *testing.T) {
+	taken := map[event][]api.VMState{
+		evStart:  {api.VMStopped},
+		evStop:   {api.VMRunning, api.VMStarting},
+		evDelete: {api.VMStopped},
+	}
+	for ev, from := range taken {
+		for _, s := range states {
+			want := false
+			for _, f := range from {
+				want = want || f == s
+			}
+			_, err := next(s, ev)
+			if (err == nil) != want {
+				t.Errorf("%s in %s: %v", ev, s, err)
+			}
+			if err != nil && (api.CodeOf(err) != api.CodeConflict || api.AsError(err).Hint == "") {
+				t.Errorf("%s in %s: no conflict with a hint: %v", ev, s, err)
+			}
+		}
+	}
+}
+
+func TestValidate(t *testing.T) {
+	good := api.CreateVM{Name: "api", CPUs: 1, Memory: 512 << 20, RootSize: 1 << 30}
+	const host = 1 << 30
+	if err := validate(good, host); err != nil {
+		t.Fatal(err)
+	}
+	for name, spoil := range map[string]func(*api.CreateVM){
+		"no name":              func(r *api.CreateVM) { r.Name = "" },
+		"capitals":             func(r *api.CreateVM) { r.Name = "API" },
+		"a path":               func(r *api.CreateVM) { r.Name = "../api" },
+		"ends in a hyphen":     func(r *api.CreateVM) { r.Name = "api-" },
+		"no CPUs":              func(r *api.CreateVM) { r.CPUs = 0 },
+		"fewer CPUs":           func(r *api.CreateVM) { r.CPUs = -1 },
+		"many CPUs":            func(r *api.CreateVM) { r.CPUs = maxCPUs + 1 },
+		"little memory":        func(r *api.CreateVM) { r.Memory = 1 << 20 },
+		"more than the host":   func(r *api.CreateVM) { r.Memory = host + 1<<20 },
+		"a tiny root":          func(r *api.CreateVM) { r.RootSize = 1 },
+		"a root without end":   func(r *api.CreateVM) { r.RootSize = 1 << 60 },
+		"a name of 64 letters": func(r *api.CreateVM) { r.Name = "a234567890123456789012345678901234567890123456789012345678901234" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := good
+			spoil(&r)
+			if err := validate(r, host); err == nil || api.CodeOf(err) != api.CodeInvalid || api.AsError(err).Hint == "" {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+}
