@@ -79,6 +79,8 @@ func newRoot(d *deps) *cobra.Command {
 		Version:       d.version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		Args:          usage(cobra.NoArgs),
+		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return api.Errorf(api.CodeInvalid, "%s: %w", cmd.CommandPath(), err).WithHint("%s --help", cmd.CommandPath())

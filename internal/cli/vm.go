@@ -89,9 +89,15 @@ func vmCommands(d *deps) *cobra.Command {
 		})
 	create.PreRunE = func(c *cobra.Command, _ []string) error { return checkSpec(c) }
 	specFlags(create.Flags(), &spec)
+	named := []*cobra.Command{
+		simple("start", "Start a stopped VM", d.client.StartVM), stop,
+		simple("kill", "End a VM at once", d.client.KillVM), remove, showCommand(d), execCommand(d), logs,
+	}
+	for _, c := range named {
+		c.ValidArgsFunction = d.completeVM
+	}
 	return group("vm", "Run virtual machines", "  banger vm run --name api -- make test",
-		runCommand(d), create, simple("start", "Start a stopped VM", d.client.StartVM), stop,
-		simple("kill", "End a VM at once", d.client.KillVM), remove, listCommand(d), showCommand(d), execCommand(d), logs)
+		append([]*cobra.Command{runCommand(d), create, listCommand(d)}, named...)...)
 }
 
 func listCommand(d *deps) *cobra.Command {
