@@ -32,6 +32,12 @@ type VM struct {
 	CPUs      int        `json:"cpus"`
 	Memory    int64      `json:"memory" doc:"Bytes."`
 	RootSize  int64      `json:"root_size" doc:"Bytes that the root file system can hold beyond the image."`
+	DiskSize  int64      `json:"disk_size" doc:"Bytes of the work disk, which is mounted at /root and outlives the root; 0 where there is none."`
+	Network   Network    `json:"network" enum:"bridge,none" doc:"How it is on the network: by a port of the installation's bridge, or not at all."`
+	NAT       bool       `json:"nat" doc:"Whether it may reach what is beyond the host."`
+	IP        string     `json:"ip,omitempty" doc:"Its IPv4 address, where it is on the network."`
+	MAC       string     `json:"mac,omitempty"`
+	Init      bool       `json:"init" doc:"Process 1 is the image's own init instead of the agent."`
 	Ephemeral bool       `json:"ephemeral" doc:"Deleted when its lease ends (vm run --rm)."`
 	Engine    string     `json:"engine,omitempty" doc:"The VMM and its accelerator, e.g. qemu/kvm; while it runs."`
 	PID       int        `json:"pid,omitempty" doc:"Process id of the VMM, while it runs."`
@@ -41,16 +47,29 @@ type VM struct {
 	LastError string     `json:"last_error,omitempty" doc:"Why it is not running although it should be, or why its last operation came to nothing."`
 }
 
+// Network says how a VM is on the network.
+type Network string
+
+// The networks.
+const (
+	NetworkBridge Network = "bridge"
+	NetworkNone   Network = "none"
+)
+
 // CreateVM asks for a new VM. Zero values take the configured defaults.
 type CreateVM struct {
-	Name      string `json:"name,omitempty" doc:"1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -; a random one where it is empty."`
-	Image     string `json:"image,omitempty"`
-	Kernel    string `json:"kernel,omitempty"`
-	CPUs      int    `json:"cpus,omitempty"`
-	Memory    int64  `json:"memory,omitempty" doc:"Bytes."`
-	RootSize  int64  `json:"root_size,omitempty" doc:"Bytes."`
-	Start     bool   `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
-	Ephemeral bool   `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
+	Name      string  `json:"name,omitempty" doc:"1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -; a random one where it is empty."`
+	Image     string  `json:"image,omitempty"`
+	Kernel    string  `json:"kernel,omitempty"`
+	CPUs      int     `json:"cpus,omitempty"`
+	Memory    int64   `json:"memory,omitempty" doc:"Bytes."`
+	RootSize  int64   `json:"root_size,omitempty" doc:"Bytes."`
+	DiskSize  *int64  `json:"disk_size,omitempty" doc:"Bytes of the work disk; 0 for none."`
+	Network   Network `json:"network,omitempty" enum:"bridge,none"`
+	NAT       *bool   `json:"nat,omitempty"`
+	Init      bool    `json:"init,omitempty" doc:"Boot the image's own init (systemd, openrc) as process 1."`
+	Start     bool    `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
+	Ephemeral bool    `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
 }
 
 // StopVM asks a VM to stop.

@@ -3,18 +3,22 @@ package store
 import (
 	"context"
 	"database/sql"
+	"net/netip"
 	"time"
 
 	"banger/api"
 	"banger/internal/vm"
 )
 
+// columns of the table vm, in the order of fields.
+const columns = `id, owner, name, image, image_id, kernel, cpus, memory, root_size, disk_size, network, nat, ip, mac, init,
+	ephemeral, wanted, sync, machine_id, host_key, created, last_error`
+
 // InsertVM implements vm.Store.
 func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
-	_, err := db.sql.ExecContext(ctx, `INSERT INTO vm (id, owner, name, image, image_id, kernel, cpus, memory, root_size,
-		ephemeral, wanted, sync, machine_id, created, last_error) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
-		r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootSize,
-		r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.Created.UnixNano(), r.LastError)
+	_, err := db.sql.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+		r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.Network, r.NAT,
+		ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError)
 	if isUnique(err) {
 		return api.Errorf(api.CodeAlreadyExists, "create VM %q: a VM of that name exists", r.Name).
 			WithHint("banger vm exec %s -- COMMAND runs a command in it; banger vm delete %s removes it", r.Name, r.Name)
@@ -22,9 +26,21 @@ func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
 	return mapError(err)
 }
 
+// ipOut and textOut make what is empty NULL, of which a UNIQUE column takes many.
+func ipOut(ip netip.Addr) sql.NullString {
+	return sql.NullString{String: ip.String(), Valid: ip.IsValid()}
+}
+
+func textOut(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
+
 // UpdateVM implements vm.Store.
 func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
-	_, err := db.sql.ExecContext(ctx, `UPDATE vm SET wanted=?, last_error=? WHERE id=?`, r.Wanted, r.LastError, r.ID)
+	_, err := db.sql.ExecContext(ctx, `UPDATE vm SET name=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
+		wanted=?, last_error=? WHERE id=?`,
+		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.Wanted, r.LastError, r.ID)
+	if isUnique(err) {
+		return api.Errorf(api.CodeAlreadyExists, "rename VM to %q: a VM of that name exists", r.Name).WithHint("banger vm list")
+	}
 	return mapError(err)
 }
 
@@ -36,13 +52,20 @@ func (db *DB) DeleteVM(ctx context.Context, id string) error {
 
 // VMs implements vm.Store.
 func (db *DB) VMs(ctx context.Context) ([]vm.Record, error) {
-	rows, err := db.sql.QueryContext(ctx, `SELECT id, owner, name, image, image_id, kernel, cpus, memory, root_size,
-		ephemeral, wanted, sync, machine_id, created, last_error FROM vm ORDER BY created`)
+	rows, err := db.sql.QueryContext(ctx, `SELECT `+columns+` FROM vm ORDER BY created`)
 	return collect(rows, err, func(rows *sql.Rows, r *vm.Record) error {
 		var created int64
-		err := rows.Scan(&r.ID, &r.Owner, &r.Name, &r.Image, &r.ImageID, &r.Kernel, &r.CPUs, &r.Memory, &r.RootSize,
-			&r.Ephemeral, &r.Wanted, &r.Sync, &r.MachineID, &created, &r.LastError)
-		r.Created = time.Unix(0, created)
+		var ip, mac sql.NullString
+		if err := rows.Scan(&r.ID, &r.Owner, &r.Name, &r.Image, &r.ImageID, &r.Kernel, &r.CPUs, &r.Memory, &r.RootSize, &r.DiskSize,
+			&r.Network, &r.NAT, &ip, &mac, &r.Init, &r.Ephemeral, &r.Wanted, &r.Sync, &r.MachineID, &r.HostKey, &created, &r.LastError); err != nil {
+			return err
+		}
+		r.Created, r.MAC = time.Unix(0, created), mac.String
+		if !ip.Valid {
+			return nil
+		}
+		var err error
+		r.IP, err = netip.ParseAddr(ip.String)
 		return err
 	})
 }

@@ -270,7 +270,11 @@ func (o *owner) view() api.VM {
 	r := o.rec
 	v := api.VM{
 		ID: r.ID, Name: r.Name, Owner: r.Owner, State: o.state, Image: r.Image, ImageID: r.ImageID, Kernel: r.Kernel,
-		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, Ephemeral: r.Ephemeral, Created: r.Created, LastError: r.LastError,
+		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: r.DiskSize, Network: r.Network, NAT: r.NAT, MAC: r.MAC, Init: r.Init,
+		Ephemeral: r.Ephemeral, Created: r.Created, LastError: r.LastError,
+	}
+	if r.IP.IsValid() {
+		v.IP = r.IP.String()
 	}
 	if o.live != nil {
 		v.Engine, v.PID, v.Agent = o.live.engine, o.live.inst.PID(), o.live.agentVersion()

@@ -16,6 +16,7 @@ package vm
 
 import (
 	"context"
+	"net/netip"
 	"regexp"
 	"time"
 
@@ -43,10 +44,17 @@ type Record struct {
 	CPUs      int
 	Memory    int64 // bytes
 	RootSize  int64 // bytes
+	DiskSize  int64 // bytes of the work disk; 0 for none
+	Network   api.Network
+	NAT       bool
+	IP        netip.Addr // the zero Addr where it has none
+	MAC       string
+	Init      bool
 	Ephemeral bool
 	Wanted    Wanted
 	Sync      string // secret of the serial channel's handshake
 	MachineID string
+	HostKey   string // ssh host key of the guest, OpenSSH private key, PEM
 	Created   time.Time
 	LastError string
 }
@@ -55,7 +63,7 @@ type Record struct {
 // returns.
 type Store interface {
 	InsertVM(context.Context, Record) error // already_exists where the name is taken
-	UpdateVM(context.Context, Record) error // wanted and last error
+	UpdateVM(context.Context, Record) error // all that can change; already_exists where a new name is taken
 	DeleteVM(ctx context.Context, id string) error
 	VMs(context.Context) ([]Record, error)
 }

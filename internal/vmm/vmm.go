@@ -23,6 +23,7 @@ type Machine struct {
 	Initrd  string
 	Cmdline string // what the guest is to be told; the driver adds what its devices and its accelerator need
 	Disks   []Disk // in this order they are /dev/vda, /dev/vdb, ... in the guest
+	NIC     *NIC   // nil for a machine without network
 	Console string // the file to which the first serial port is appended
 	Log     string // the file to which the VMM's own messages are appended
 	RunDir  string // an empty directory of this run's, for sockets
@@ -33,6 +34,12 @@ type Machine struct {
 type Disk struct {
 	Path     string
 	ReadOnly bool
+}
+
+// NIC is a network interface.
+type NIC struct {
+	Tap string // name of the host's end, a tap device that is up and that nobody has open
+	MAC string
 }
 
 // Info says what a driver would run, and how.
@@ -84,6 +91,9 @@ type Instance interface {
 	// Drivers that have none return an error with code unsupported.
 	PowerButton(context.Context) error
 
+	// ResizeDisk tells the machine that the file behind its disk number i, which
+	// has grown already, has size bytes now.
+	ResizeDisk(ctx context.Context, i int, size int64) error
 	// Exited is closed when the VMM has ended.
 	Exited() <-chan struct{}
 

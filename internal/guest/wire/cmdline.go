@@ -10,7 +10,12 @@ type Boot struct {
 	Layers  []string // devices of the image's layers, lowest first, e.g. "vda"
 	Upper   string   // device of the writable upper disk
 	Modules string   // device of the disk with all modules of the kernel; may be empty
+	Work    string   // device of the work disk; may be empty
 	Sync    string   // 32 hexadecimal digits: the secret of the serial channel's handshake
+
+	Hostname  string
+	MachineID string // 32 hexadecimal digits
+	Init      bool   // hand process 1 over to the image's own init
 }
 
 // Cmdline renders b as words of a kernel command line.
@@ -20,8 +25,15 @@ func (b Boot) Cmdline() string {
 		"banger.upper=" + b.Upper,
 		"banger.sync=" + b.Sync,
 	}
-	if b.Modules != "" {
-		words = append(words, "banger.modules="+b.Modules)
+	for _, w := range []struct{ key, value string }{
+		{"modules", b.Modules}, {"work", b.Work}, {"hostname", b.Hostname}, {"machine_id", b.MachineID},
+	} {
+		if w.value != "" {
+			words = append(words, "banger."+w.key+"="+w.value)
+		}
+	}
+	if b.Init {
+		words = append(words, "banger.init")
 	}
 	return strings.Join(words, " ")
 }
@@ -38,8 +50,16 @@ func ParseBoot(cmdline string) (Boot, error) {
 			b.Upper = value
 		case "banger.modules":
 			b.Modules = value
+		case "banger.work":
+			b.Work = value
 		case "banger.sync":
 			b.Sync = value
+		case "banger.hostname":
+			b.Hostname = value
+		case "banger.machine_id":
+			b.MachineID = value
+		case "banger.init":
+			b.Init = true
 		}
 	}
 	if len(b.Layers) == 0 || b.Layers[0] == "" || b.Upper == "" {

@@ -5,6 +5,8 @@
 // It imports nothing of banger's own.
 package wire
 
+import "net/netip"
+
 // Protocol is the version of the agent's HTTP routes. A daemon serves agents of
 // its own version and of MinProtocol and up.
 const (
@@ -37,6 +39,23 @@ type Configure struct {
 	MachineID string `json:"machine_id,omitempty"` // 32 hexadecimal digits
 	Time      int64  `json:"time,omitempty"`       // nanoseconds since 1970, UTC
 	Entropy   []byte `json:"entropy,omitempty"`    // credited to the random pool
+
+	Network *Network `json:"network,omitempty"`
+	SSH     *SSH     `json:"ssh,omitempty"`
+}
+
+// Network is what the guest's network interface is to be.
+type Network struct {
+	MAC     string       `json:"mac"`     // finds the interface
+	Address netip.Prefix `json:"address"` // its IPv4 address with the length of the subnet's prefix
+	Gateway netip.Addr   `json:"gateway"`
+	DNS     []netip.Addr `json:"dns"`
+}
+
+// SSH is what the agent's ssh server is given. It is replaced as a whole.
+type SSH struct {
+	HostKey        string   `json:"host_key"`        // OpenSSH private key, PEM
+	AuthorizedKeys []string `json:"authorized_keys"` // each a line as in authorized_keys of sshd(8), without options
 }
 
 // Error is the body of an answer with a status of 400 or more.

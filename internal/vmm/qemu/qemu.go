@@ -111,7 +111,7 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error)
 		}
 		i.end(exit)
 	}()
-	if err := errors.Join(i.bound(m), i.awaitRunning(ctx)); err != nil {
+	if err := errors.Join(i.bound(), i.awaitRunning(ctx)); err != nil {
 		cmd.Process.Kill()
 		<-i.exited
 		said := cmp.Or(strings.Join(strings.Split(i.exit.Log, "\n"), "; "), "it said nothing")
@@ -135,7 +135,7 @@ func (d *Driver) Attach(ctx context.Context, m vmm.Machine) (vmm.Instance, error
 		return nil, fmt.Errorf("attach to machine %s: %w", m.ID, err)
 	}
 	// What answers now lives: the process that was in the cgroup, and is its pidfd's.
-	if _, err := i.monitor(ctx, "query-status"); err != nil {
+	if _, err := i.monitor(ctx, command{Execute: "query-status"}); err != nil {
 		pidfd.Close()
 		return nil, fmt.Errorf("attach to machine %s: %w", m.ID, err)
 	}
@@ -155,6 +155,7 @@ type instance struct {
 	pid      int
 	runDir   string
 	log      string
+	disks    []vmm.Disk
 	logStart int64 // where in the log this run's messages begin, if it is known
 	exited   chan struct{}
 	exit     vmm.Exit
@@ -162,7 +163,7 @@ type instance struct {
 }
 
 func newInstance(m vmm.Machine, pid int) *instance {
-	return &instance{pid: pid, runDir: m.RunDir, log: m.Log, exited: make(chan struct{}), unwatch: func() {}}
+	return &instance{pid: pid, runDir: m.RunDir, log: m.Log, disks: m.Disks, exited: make(chan struct{}), unwatch: func() {}}
 }
 
 func (i *instance) end(exit vmm.Exit) {
@@ -193,11 +194,15 @@ func (i *instance) lastWords() string {
 	}, string(text)))
 }
 
-// bound limits each file that the VMM writes, its console above all, to 1 GiB or,
-// where that is more, the size of its largest writable disk.
-func (i *instance) bound(m vmm.Machine) error {
-	limit := int64(1 << 30)
-	for _, d := range m.Disks {
+// maxFile is the most that a file which the VMM writes may grow to, its console
+// above all, unless one of its disks is larger.
+const maxFile = 1 << 30
+
+// bound limits each file that the VMM writes to maxFile or, where that is more, the
+// size of its largest writable disk.
+func (i *instance) bound() error {
+	limit := int64(maxFile)
+	for _, d := range i.disks {
 		info, err := os.Stat(d.Path)
 		if err != nil {
 			return fmt.Errorf("look at disk: %w", err)
@@ -214,7 +219,7 @@ func (i *instance) awaitRunning(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	for {
-		answer, err := i.monitor(ctx, "query-status")
+		answer, err := i.monitor(ctx, command{Execute: "query-status"})
 		var status struct{ Running bool }
 		if err == nil && json.Unmarshal(answer, &status) == nil && status.Running {
 			return nil
@@ -229,12 +234,12 @@ func (i *instance) awaitRunning(ctx context.Context) error {
 	}
 }
 
-func (i *instance) monitor(ctx context.Context, command string) (json.RawMessage, error) {
+func (i *instance) monitor(ctx context.Context, c command) (json.RawMessage, error) {
 	conn, err := linux.DialUnix(ctx, filepath.Join(i.runDir, qmpSocket))
 	if err != nil {
 		return nil, err
 	}
-	return qmp(ctx, conn, command)
+	return qmp(ctx, conn, c)
 }
 
 // PID implements vmm.Instance.
@@ -250,8 +255,20 @@ func (i *instance) Channel() vmm.Channel { return vmm.ChannelSerial }
 
 // PowerButton implements vmm.Instance.
 func (i *instance) PowerButton(ctx context.Context) error {
-	_, err := i.monitor(ctx, "system_powerdown")
+	_, err := i.monitor(ctx, command{Execute: "system_powerdown"})
 	return err
+}
+
+// ResizeDisk implements vmm.Instance.
+func (i *instance) ResizeDisk(ctx context.Context, disk int, size int64) error {
+	if err := i.bound(); err != nil {
+		return fmt.Errorf("resize disk %d: %w", disk, err)
+	}
+	_, err := i.monitor(ctx, command{Execute: "block_resize", Arguments: map[string]any{"device": fmt.Sprintf("d%d", disk), "size": size}})
+	if err != nil {
+		return fmt.Errorf("resize disk %d: %w", disk, err)
+	}
+	return nil
 }
 
 // Exited implements vmm.Instance.

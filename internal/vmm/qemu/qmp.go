@@ -17,9 +17,15 @@ const (
 	qmpLine    = 1 << 20
 )
 
+// command is one command of the monitor.
+type command struct {
+	Execute   string `json:"execute"`
+	Arguments any    `json:"arguments,omitempty"`
+}
+
 // qmp runs commands on a fresh connection to QEMU's monitor, which takes one
 // client at a time (QEMU Machine Protocol, docs/interop/qmp-spec).
-func qmp(ctx context.Context, conn net.Conn, commands ...string) (last json.RawMessage, err error) {
+func qmp(ctx context.Context, conn net.Conn, commands ...command) (last json.RawMessage, err error) {
 	defer conn.Close()
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer func() {
@@ -34,12 +40,12 @@ func qmp(ctx context.Context, conn net.Conn, commands ...string) (last json.RawM
 	if _, err := in.ReadBytes('\n'); err != nil {
 		return nil, fmt.Errorf("qmp greeting: %w", err)
 	}
-	for _, command := range append([]string{"qmp_capabilities"}, commands...) {
-		if err := json.NewEncoder(conn).Encode(map[string]string{"execute": command}); err != nil {
-			return nil, fmt.Errorf("qmp %s: %w", command, err)
+	for _, command := range append([]command{{Execute: "qmp_capabilities"}}, commands...) {
+		if err := json.NewEncoder(conn).Encode(command); err != nil {
+			return nil, fmt.Errorf("qmp %s: %w", command.Execute, err)
 		}
 		if last, err = answer(in); err != nil {
-			return nil, fmt.Errorf("qmp %s: %w", command, err)
+			return nil, fmt.Errorf("qmp %s: %w", command.Execute, err)
 		}
 	}
 	return last, nil

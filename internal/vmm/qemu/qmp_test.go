@@ -28,7 +28,7 @@ func converse(t *testing.T, lines ...string) (string, error) {
 			}
 		}
 	}()
-	got, err := qmp(t.Context(), ours, "query-status")
+	got, err := qmp(t.Context(), ours, command{Execute: "query-status"})
 	return string(got), err
 }
 
@@ -63,7 +63,7 @@ func TestQMPCancelled(t *testing.T) {
 	defer theirs.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	go cancel()
-	if _, err := qmp(ctx, ours, "query-status"); !errors.Is(err, context.Canceled) {
+	if _, err := qmp(ctx, ours, command{Execute: "query-status"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
