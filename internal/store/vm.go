@@ -14,16 +14,30 @@ import (
 const columns = `id, owner, name, image, image_id, kernel, cpus, memory, root_size, disk_size, network, nat, ip, mac, init,
 	ephemeral, wanted, sync, machine_id, host_key, created, last_error`
 
-// InsertVM implements vm.Store.
+// InsertVM implements vm.Store. The image and the kernel are looked for in the same
+// transaction: what was there when the VM was asked for may have been removed since.
 func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
-	_, err := db.sql.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
-		r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.Network, r.NAT,
-		ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError)
-	if isUnique(err) {
-		return api.Errorf(api.CodeAlreadyExists, "create VM %q: a VM of that name exists", r.Name).
-			WithHint("banger vm exec %s -- COMMAND runs a command in it; banger vm delete %s removes it", r.Name, r.Name)
-	}
-	return mapError(err)
+	return db.tx(ctx, func(tx *sql.Tx) error {
+		var image, kernel bool
+		err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM image WHERE id = ?), EXISTS (SELECT 1 FROM kernel WHERE name = ?)`,
+			r.ImageID, r.Kernel).Scan(&image, &kernel)
+		switch {
+		case err != nil:
+			return err
+		case !image:
+			return api.Errorf(api.CodeNotFound, "create VM %q: image %q has been removed", r.Name, r.Image).WithHint("banger image list")
+		case !kernel:
+			return api.Errorf(api.CodeNotFound, "create VM %q: kernel %q has been removed", r.Name, r.Kernel).WithHint("banger kernel list")
+		}
+		_, err = tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+			r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.Network, r.NAT,
+			ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError)
+		if isUnique(err) {
+			return api.Errorf(api.CodeAlreadyExists, "create VM %q: a VM of that name exists", r.Name).
+				WithHint("banger vm exec %s -- COMMAND runs a command in it; banger vm delete %s removes it", r.Name, r.Name)
+		}
+		return err
+	})
 }
 
 // ipOut and textOut make what is empty NULL, of which a UNIQUE column takes many.
