@@ -3,21 +3,23 @@
 package disk
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 
 	"banger/api"
+	"banger/internal/linux"
 	"banger/internal/resource"
 )
 
@@ -27,11 +29,8 @@ const upperKind = "upper"
 // minUpper is the least size, in bytes, that mke2fs makes a useful file system of.
 const minUpper = 16 << 20
 
-// seekData and seekHole are SEEK_DATA and SEEK_HOLE of lseek(2).
-const (
-	seekData = 3
-	seekHole = 4
-)
+// keptTemplates is how many empty file systems are kept for the next disk of their size.
+const keptTemplates = 8
 
 // UpperSpec is the Spec of an upper's row.
 type UpperSpec struct {
@@ -42,7 +41,7 @@ type UpperSpec struct {
 // directory, whose directory exists. They survive a boot.
 type Upper struct {
 	stateDir string
-	mu       sync.Mutex // one maker of templates at a time
+	mu       sync.Mutex // held while a template is made or copied
 }
 
 // NewUpper returns the kind for the uppers below stateDir.
@@ -55,15 +54,16 @@ func (u *Upper) Kind() string { return upperKind }
 func (u *Upper) Volatile() bool { return false }
 
 func (u *Upper) path(name string) (string, error) {
-	if ok, err := filepath.Match("vms/*/upper.ext4", name); err != nil || !ok || !filepath.IsLocal(name) {
+	if ok, err := filepath.Match("vms/*/upper.ext4", name); err != nil || !ok || filepath.Clean(name) != name {
 		return "", fmt.Errorf("upper %q: not a name of the form vms/<id>/upper.ext4", name)
 	}
 	return filepath.Join(u.stateDir, name), nil
 }
 
-// Acquire makes an empty ext4 of the size in the ref's UpperSpec, sparse. What an
-// earlier attempt left is made anew. Errors are unavailable where mke2fs is
-// missing, no_space, and invalid for a size that is too small.
+// Acquire makes an empty ext4 of the size in the ref's UpperSpec, rounded down to
+// whole blocks of 4 KiB, sparse. What an earlier attempt left is made anew. Errors
+// are unavailable where mke2fs is missing, no_space, and invalid for a size that is
+// too small.
 func (u *Upper) Acquire(ctx context.Context, ref resource.Ref) error {
 	path, err := u.path(ref.Name)
 	if err != nil {
@@ -76,53 +76,109 @@ func (u *Upper) Acquire(ctx context.Context, ref resource.Ref) error {
 	if spec.Size < minUpper {
 		return api.Errorf(api.CodeInvalid, "create disk %s: %d bytes are too few, the least is %d", path, spec.Size, minUpper)
 	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("create disk %s: %w", path, err)
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
 	template, err := u.template(ctx, spec.Size)
 	if err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := removeIfThere(path); err != nil {
 		return fmt.Errorf("create disk %s: %w", path, err)
 	}
-	if err := copySparse(path, template); err != nil {
-		return errors.Join(diskError(path, err), removeIfThere(path))
+	if err := linux.CopySparse(path, template); err != nil {
+		return diskError(path, err)
 	}
 	return nil
 }
 
 // template returns the path of the cached empty file system of that size.
 func (u *Upper) template(ctx context.Context, size int64) (string, error) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
 	dir := filepath.Join(u.stateDir, "cache")
 	path := filepath.Join(dir, fmt.Sprintf("upper-%d.ext4", size))
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	mke2fs, err := lookMke2fs()
-	if err != nil {
-		return "", err
-	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", diskError(path, err)
 	}
+	empty, err := makeExt4(ctx, size)
+	if err != nil {
+		return "", fmt.Errorf("create disk %s: %w", path, err)
+	}
+	defer empty.Close()
 	part := path + ".part"
 	defer os.Remove(part)
-	if err := os.WriteFile(part, nil, 0o600); err != nil {
-		return "", diskError(part, err)
+	err = removeIfThere(part)
+	if err == nil {
+		err = linux.CopySparse(part, fmt.Sprintf("/proc/self/fd/%d", empty.Fd()))
 	}
-	cmd := exec.CommandContext(ctx, mke2fs, "-q", "-F", "-t", "ext4", "-m", "0",
-		"-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard", part, strconv.FormatInt(size>>10, 10)+"k")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		reason := strings.Join(strings.Fields(string(out)), " ")
-		if strings.Contains(reason, syscall.ENOSPC.Error()) || strings.Contains(reason, "No space left") {
-			return "", diskError(part, syscall.ENOSPC)
-		}
-		return "", fmt.Errorf("create disk %s: mke2fs: %w: %s", part, err, reason)
+	if err == nil {
+		err = syncFile(part) // a name must not survive a power cut without its content
 	}
-	if err := os.Rename(part, path); err != nil {
+	if err == nil {
+		err = os.Rename(part, path)
+	}
+	if err != nil {
 		return "", diskError(path, err)
 	}
-	return path, nil
+	return path, dropTemplates(dir, path)
+}
+
+// makeExt4 returns a file in memory that holds an empty ext4. In memory, because
+// mke2fs reports a full disk in words alone, and our own copy of it by its errno.
+func makeExt4(ctx context.Context, size int64) (*os.File, error) {
+	mke2fs, err := lookMke2fs()
+	if err != nil {
+		return nil, err
+	}
+	file, err := linux.MemFile("ext4")
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, mke2fs, "-q", "-F", "-t", "ext4", "-m", "0",
+		"-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard", "/proc/self/fd/3", strconv.FormatInt(size>>10, 10)+"k")
+	cmd.ExtraFiles = []*os.File{file} // the first one is descriptor 3
+	if out, err := cmd.CombinedOutput(); err != nil {
+		file.Close()
+		if ctx.Err() != nil { // it was killed for that
+			return nil, ctx.Err()
+		}
+		return nil, fmt.Errorf("mke2fs: %w: %s", err, strings.Join(strings.Fields(string(out)), " "))
+	}
+	return file, nil
+}
+
+func syncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}
+
+// dropTemplates removes the oldest templates in dir, but never keep, until no more
+// than keptTemplates are left.
+func dropTemplates(dir, keep string) error {
+	files, err := filepath.Glob(filepath.Join(dir, "upper-*.ext4"))
+	if err != nil {
+		return err
+	}
+	files = slices.DeleteFunc(files, func(f string) bool { return f == keep })
+	age := func(f string) int64 {
+		if info, err := os.Stat(f); err == nil {
+			return info.ModTime().UnixNano()
+		}
+		return 0
+	}
+	slices.SortFunc(files, func(a, b string) int { return cmp.Compare(age(a), age(b)) })
+	var errs []error
+	for _, f := range files[:max(0, len(files)-(keptTemplates-1))] {
+		errs = append(errs, removeIfThere(f))
+	}
+	return errors.Join(errs...)
 }
 
 // lookMke2fs finds mke2fs also where the PATH has no sbin.
@@ -134,48 +190,6 @@ func lookMke2fs() (string, error) {
 	}
 	return "", api.Errorf(api.CodeUnavailable, "create disk: mke2fs is not installed").
 		WithHint("apt-get install e2fsprogs")
-}
-
-// copySparse copies what is not a hole in src to the new file dst.
-func copySparse(dst, src string) error {
-	in, err := os.Open(src)
-	if err != nil {
-		return err
-	}
-	defer in.Close()
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	out, err := os.OpenFile(dst, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(copyData(out, in, info.Size()), out.Close())
-}
-
-func copyData(out, in *os.File, size int64) error {
-	if err := out.Truncate(size); err != nil {
-		return err
-	}
-	for end := int64(0); ; {
-		start, err := in.Seek(end, seekData)
-		if errors.Is(err, syscall.ENXIO) { // no data from there on
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if end, err = in.Seek(start, seekHole); err != nil {
-			return err
-		}
-		if _, err := in.Seek(start, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := io.Copy(io.NewOffsetWriter(out, start), io.LimitReader(in, end-start)); err != nil {
-			return err
-		}
-	}
 }
 
 func diskError(path string, err error) error {

@@ -28,6 +28,16 @@ func FirstData(f *os.File) (int64, error) {
 	return off, err
 }
 
+// MemFile returns a file that lives in memory and has no path; memfd_create(2). Name
+// is what /proc shows.
+func MemFile(name string) (*os.File, error) {
+	fd, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("create file in memory: %w", err)
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
 // CopySparse copies the file src to dst, which must not exist, with its holes.
 // On an error no dst is left.
 func CopySparse(dst, src string) (err error) {
