@@ -63,11 +63,15 @@ type Error struct {
 	cause error
 }
 
-// Errorf makes an Error with a code; the format is that of fmt.Errorf, and an
-// error given to %w can be found again with errors.Is and errors.As.
+// Errorf makes an Error with a code; the format is that of fmt.Errorf, and errors
+// given to %w can be found again with errors.Is and errors.As.
 func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Code: code, Message: err.Error(), cause: errors.Unwrap(err)}
+	e := &Error{Code: code, Message: err.Error(), cause: errors.Unwrap(err)}
+	if _, several := err.(interface{ Unwrap() []error }); several {
+		e.cause = err
+	}
+	return e
 }
 
 // WithHint returns a copy of e that says what to do next.

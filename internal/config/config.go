@@ -6,9 +6,11 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"banger/api"
 
@@ -88,12 +90,49 @@ func Load(path string) (Config, error) {
 		return c, nil
 	}
 	if err != nil {
-		return c, api.Errorf(api.CodeInvalid, "read configuration: %w", err)
+		return c, api.Errorf(api.CodeInvalid, "read configuration: %w", err).WithHint("name another file with BANGER_CONFIG")
 	}
-	dec := toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields()
-	if err := dec.Decode(&c); err != nil {
-		return c, api.Errorf(api.CodeInvalid, "read configuration %s: %w", path, err).
+	err = toml.NewDecoder(bytes.NewReader(text)).DisallowUnknownFields().Decode(&c)
+	if err == nil {
+		err = c.validate()
+	}
+	if err != nil {
+		return c, api.Errorf(api.CodeInvalid, "read configuration %s: %w", path, where(err)).
 			WithHint("correct the file, or name another one with BANGER_CONFIG")
 	}
 	return c, nil
+}
+
+// validate refuses numbers with which nothing works. What a VM may ask for, the
+// VM service checks.
+func (c Config) validate() error {
+	for _, number := range []struct {
+		key   string
+		value int64
+	}{
+		{"vm.cpus", int64(c.VM.CPUs)}, {"vm.memory", int64(c.VM.Memory)}, {"vm.root_size", int64(c.VM.RootSize)},
+		{"image.max_size", int64(c.Image.MaxSize)}, {"image.max_entries", c.Image.MaxEntries},
+	} {
+		if number.value <= 0 {
+			return fmt.Errorf("%s is %d; it must be more than 0", number.key, number.value)
+		}
+	}
+	return nil
+}
+
+// where says in which line an error of the decoder is, and of which key.
+func where(err error) error {
+	if missing, ok := errors.AsType[*toml.StrictMissingError](err); ok && len(missing.Errors) > 0 {
+		first := &missing.Errors[0]
+		line, _ := first.Position()
+		return fmt.Errorf("line %d: there is no key %s", line, strings.Join(first.Key(), "."))
+	}
+	if bad, ok := errors.AsType[*toml.DecodeError](err); ok {
+		line, _ := bad.Position()
+		if key := strings.Join(bad.Key(), "."); key != "" {
+			return fmt.Errorf("line %d: %s: %w", line, key, err)
+		}
+		return fmt.Errorf("line %d: %w", line, err)
+	}
+	return err
 }

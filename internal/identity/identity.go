@@ -4,6 +4,7 @@
 package identity
 
 import (
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"banger/api"
 	"banger/internal/linux"
 	"banger/internal/resource"
 
@@ -25,9 +27,18 @@ type Identity struct {
 	Inode  uint64 `json:"inode"`
 }
 
+const idBytes = 4 // that an id has; it is written in hexadecimal digits
+
+// wellFormed says whether id can be a part of the kernel's names.
+func wellFormed(id string) bool {
+	b, err := hex.DecodeString(id)
+	return err == nil && len(b) == idBytes
+}
+
 // Load reads the identity of a state directory, and mints one where there is none
 // or where the directory is a copy of another. Minted says so; the ledger's rows
-// for volatile objects belong to the original then.
+// for volatile objects belong to the original then. A damaged file is an error: a
+// new id would leave the objects of the old one to nobody.
 func Load(stateDir string) (id Identity, minted bool, err error) {
 	path := filepath.Join(stateDir, "installation.json")
 	device, inode, err := linux.Inode(stateDir)
@@ -38,10 +49,16 @@ func Load(stateDir string) (id Identity, minted bool, err error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Identity{}, false, err
 	}
-	if err == nil && json.Unmarshal(text, &id) == nil && id.ID != "" && id.Device == device && id.Inode == inode {
-		return id, false, nil
+	if err == nil {
+		if json.Unmarshal(text, &id) != nil || !wellFormed(id.ID) {
+			return Identity{}, false, api.Errorf(api.CodeInternal, "read %s: it is damaged", path).
+				WithHint("put it back from a backup; without one, remove it once no VM of this installation runs")
+		}
+		if id.Device == device && id.Inode == inode {
+			return id, false, nil
+		}
 	}
-	id = Identity{ID: resource.RandomName(4), Device: device, Inode: inode}
+	id = Identity{ID: resource.RandomName(idBytes), Device: device, Inode: inode}
 	text, err = json.Marshal(id)
 	if err != nil {
 		return Identity{}, false, err

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"slices"
 	"strings"
 
 	"banger/api"
@@ -37,10 +38,31 @@ func Open(ctx context.Context, path string) (*DB, error) {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
 	db.SetMaxOpenConns(1)
-	if err := migrate(ctx, db); err != nil {
+	if err = check(ctx, db); err == nil {
+		err = migrate(ctx, db)
+	}
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, mapError(err)), db.Close())
 	}
 	return &DB{db}, nil
+}
+
+// check reads the whole database, so that damage is reported before anything is
+// done on the word of what is left of it; see "PRAGMA integrity_check" in SQLite's manual.
+func check(ctx context.Context, db *sql.DB) error {
+	var verdict string
+	if err := db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&verdict); err != nil {
+		return err
+	}
+	if verdict != "ok" {
+		return damaged(errors.New(strings.Join(strings.Fields(verdict), " ")))
+	}
+	return nil
+}
+
+func damaged(err error) error {
+	return api.Errorf(api.CodeInternal, "read database: %w", err).
+		WithHint("move the database file away; images are to be imported again then")
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {
@@ -92,20 +114,25 @@ func mapError(err error) error {
 	if !ok {
 		return err
 	}
-	switch se.Code() & 0xff {
-	case sqlite3.SQLITE_FULL:
+	switch code := se.Code(); {
+	case code&0xff == sqlite3.SQLITE_FULL, code == sqlite3.SQLITE_IOERR_SHMSIZE: // the latter: no room for the -shm file
 		return api.Errorf(api.CodeNoSpace, "write database: %w", err).WithHint("free space in the state directory")
-	case sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
-		return api.Errorf(api.CodeInternal, "read database: %w", err).
-			WithHint("move the database file away; images are to be imported again then")
+	case code&0xff == sqlite3.SQLITE_CORRUPT, code&0xff == sqlite3.SQLITE_NOTADB:
+		return damaged(err)
 	}
 	return err
 }
 
-// isUnique says that err is the refusal of a row that exists.
-func isUnique(err error) bool {
+// isUnique says that err is the refusal of a row that exists, with one of the
+// columns, written as table.column, where any are given.
+func isUnique(err error, columns ...string) bool {
 	se, ok := errors.AsType[*sqlite.Error](err)
-	return ok && (se.Code() == sqlite3.SQLITE_CONSTRAINT_UNIQUE || se.Code() == sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY)
+	if !ok || se.Code() != sqlite3.SQLITE_CONSTRAINT_UNIQUE && se.Code() != sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY {
+		return false
+	}
+	return len(columns) == 0 || slices.ContainsFunc(columns, func(c string) bool {
+		return strings.Contains(se.Error(), "failed: "+c+" ") // as in UNIQUE constraint failed: vm.name (2067)
+	})
 }
 
 // collect scans every row of a query.

@@ -32,12 +32,22 @@ func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
 		_, err = tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
 			r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.Network, r.NAT,
 			ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError)
+		if isUnique(err, addresses...) {
+			return addressTaken("create", r)
+		}
 		if isUnique(err) {
 			return api.Errorf(api.CodeAlreadyExists, "create VM %q: a VM of that name exists", r.Name).
 				WithHint("banger vm exec %s -- COMMAND runs a command in it; banger vm delete %s removes it", r.Name, r.Name)
 		}
 		return err
 	})
+}
+
+// addresses are the columns of which no two VMs have the same.
+var addresses = []string{"vm.ip", "vm.mac"}
+
+func addressTaken(what string, r vm.Record) error {
+	return api.Errorf(api.CodeConflict, "%s VM %q: another VM has the address %s or %s", what, r.Name, r.IP, r.MAC).WithHint("try again")
 }
 
 // ipOut and textOut make what is empty NULL, of which a UNIQUE column takes many.
@@ -52,6 +62,9 @@ func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
 	_, err := db.sql.ExecContext(ctx, `UPDATE vm SET name=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
 		wanted=?, last_error=? WHERE id=?`,
 		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.Wanted, r.LastError, r.ID)
+	if isUnique(err, addresses...) {
+		return addressTaken("change", r)
+	}
 	if isUnique(err) {
 		return api.Errorf(api.CodeAlreadyExists, "rename VM to %q: a VM of that name exists", r.Name).WithHint("banger vm list")
 	}

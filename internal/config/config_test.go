@@ -1,0 +1,123 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"banger/api"
+)
+
+func write(t *testing.T, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func defaults() Config {
+	c := Config{Group: "banger"}
+	c.VM.Image, c.VM.CPUs, c.VM.Memory, c.VM.RootSize = "debian", 1, 512<<20, 10<<30
+	c.Image.MaxSize, c.Image.MaxEntries = 20<<30, 2_000_000
+	return c
+}
+
+func TestLoad(t *testing.T) {
+	some := defaults()
+	some.VM.CPUs = 4
+	every := Config{Group: "wheel"}
+	every.VM.Image, every.VM.CPUs, every.VM.Memory, every.VM.RootSize = "alpine", 3, 1<<30, 1536<<20
+	every.Image.MaxSize, every.Image.MaxEntries = 2<<40, 12
+	every.QEMU.Binary = "/opt/qemu"
+	for name, tc := range map[string]struct {
+		path string
+		want Config
+	}{
+		"none":  {filepath.Join(t.TempDir(), "none"), defaults()},
+		"empty": {write(t, ""), defaults()},
+		"some":  {write(t, "# a comment\n[vm]\ncpus = 4\n"), some},
+		"every": {write(t, `group = "wheel"
+			[vm]
+			image = "alpine"
+			cpus = 3
+			memory = "1G"
+			root_size = "1.5G"
+			[image]
+			max_size = "2TiB"
+			max_entries = 12
+			[qemu]
+			binary = "/opt/qemu"`), every},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := Load(tc.path); err != nil || got != tc.want {
+				t.Errorf("got %+v, %v; want %+v", got, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestLoadRefuses(t *testing.T) {
+	for name, tc := range map[string]struct{ text, want string }{
+		"unknown key":     {"[vm]\ncpu = 4", "line 2: there is no key vm.cpu"},
+		"unknown table":   {"\n\n[network]\nx = 1", "line 3: there is no key network"},
+		"bad size":        {"[vm]\nmemory = \"much\"", "line 2: vm.memory"},
+		"negative size":   {"[vm]\nmemory = \"-1G\"", "vm.memory"},
+		"no size":         {"[vm]\nroot_size = \"0\"", "vm.root_size is 0"},
+		"no CPU":          {"[vm]\ncpus = 0", "vm.cpus is 0"},
+		"wrong type":      {"group = 4", "line 1: group"},
+		"no TOML":         {"group = \"a\"\n<xml/>", "line 2: "},
+		"said twice":      {"group = \"a\"\ngroup = \"b\"", "line 2: "},
+		"not UTF-8":       {"group = \"\xff\"", "line 1: "},
+		"huge number":     {"[image]\nmax_entries = 99999999999999999999", "line 2: "},
+		"negative number": {"[image]\nmax_entries = -1", "image.max_entries is -1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := write(t, tc.text)
+			_, err := Load(path)
+			check(t, err, path, tc.want)
+		})
+	}
+	t.Run("unreadable", func(t *testing.T) {
+		dir := t.TempDir() // root may read every file, but no directory
+		_, err := Load(dir)
+		check(t, err, dir, "read configuration: ")
+	})
+}
+
+func check(t *testing.T, err error, words ...string) {
+	t.Helper()
+	e := api.AsError(err)
+	if e == nil || e.Code != api.CodeInvalid || e.Hint == "" || strings.Contains(e.Message, "\n") {
+		t.Fatalf("got %#v, want invalid on one line, with a hint", e)
+	}
+	for _, w := range words {
+		if !strings.Contains(e.Message, w) {
+			t.Errorf("%q does not say %q", e.Message, w)
+		}
+	}
+}
+
+func TestFromEnv(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for _, name := range []string{"BANGER_STATE_DIR", "BANGER_RUN_DIR", "BANGER_CONFIG"} {
+		t.Setenv(name, "")
+	}
+	want := Paths{State: "/var/lib/banger", Run: "/run/banger", Config: "/etc/banger/config.toml"}
+	if got := FromEnv(); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	t.Setenv("BANGER_STATE_DIR", "/a/../b/")
+	t.Setenv("BANGER_RUN_DIR", "run")
+	t.Setenv("BANGER_CONFIG", "./c.toml")
+	want = Paths{State: "/b", Run: filepath.Join(dir, "run"), Config: filepath.Join(dir, "c.toml")}
+	if got := FromEnv(); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	if got := want.Socket(); got != filepath.Join(dir, "run", "bangerd.sock") {
+		t.Errorf("socket %s", got)
+	}
+}
