@@ -44,6 +44,7 @@ type VM struct {
 	Agent     string     `json:"agent,omitempty" doc:"Version of the agent in the guest, while it runs."`
 	Created   time.Time  `json:"created"`
 	Started   *time.Time `json:"started,omitempty" doc:"When it last became running, while it runs."`
+	Pending   []string   `json:"pending,omitempty" doc:"What was changed and takes effect at the next start, e.g. memory."`
 	LastError string     `json:"last_error,omitempty" doc:"Why it is not running although it should be, or why its last operation came to nothing."`
 }
 
@@ -70,6 +71,21 @@ type CreateVM struct {
 	Init      bool    `json:"init,omitempty" doc:"Boot the image's own init (systemd, openrc) as process 1."`
 	Start     bool    `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
 	Ephemeral bool    `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
+}
+
+// SetVM asks for changes to a VM; what is absent stays as it is.
+type SetVM struct {
+	Name     *string `json:"name,omitempty" doc:"A new name, as in CreateVM."`
+	CPUs     *int    `json:"cpus,omitempty" doc:"Takes effect at the next start."`
+	Memory   *int64  `json:"memory,omitempty" doc:"Bytes; takes effect at the next start."`
+	RootSize *int64  `json:"root_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs."`
+	DiskSize *int64  `json:"disk_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs, if there is a work disk already."`
+	NAT      *bool   `json:"nat,omitempty" doc:"At once, also while it runs."`
+}
+
+// PromoteVM asks for an image made of a VM's root.
+type PromoteVM struct {
+	Image string `json:"image" doc:"Name of the new image."`
 }
 
 // StopVM asks a VM to stop.

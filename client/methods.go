@@ -75,6 +75,27 @@ func (c *Client) DeleteVM(ctx context.Context, ref string, force bool) (api.Oper
 		query: url.Values{"force": {strconv.FormatBool(force)}}}, nil)
 }
 
+// SetVM changes what a VM is.
+func (c *Client) SetVM(ctx context.Context, ref string, req api.SetVM) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPatch, path: []string{"vms", ref}}, req)
+}
+
+// RestartVM stops a VM as StopVM does, if it runs, and starts it.
+func (c *Client) RestartVM(ctx context.Context, ref string, timeout time.Duration) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "restart"}}, api.StopVM{Timeout: timeout.Seconds()})
+}
+
+// ResetVM gives a VM a fresh root, as at its creation; its work disk stays. One that
+// runs is stopped for it and started again.
+func (c *Client) ResetVM(ctx context.Context, ref string) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "reset"}}, nil)
+}
+
+// PromoteVM makes an image of the root of a stopped VM.
+func (c *Client) PromoteVM(ctx context.Context, ref, image string) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "promote"}}, api.PromoteVM{Image: image})
+}
+
 // Logs returns what the VM's console printed. The caller closes it.
 func (c *Client) Logs(ctx context.Context, ref string) (io.ReadCloser, error) {
 	resp, err := c.send(ctx, request{method: http.MethodGet, path: []string{"vms", ref, "logs"}})

@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"net/http"
 	"os"
@@ -167,8 +168,8 @@ func powerOff() {
 	}
 	_ = linux.SignalAll("KILL")
 	linux.Sync()
-	for _, dir := range []string{"/", upperMount} {
-		if err := linux.RemountReadOnly(dir); err != nil {
+	for _, dir := range []string{workMount, "/", upperMount} {
+		if err := linux.RemountReadOnly(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			log.Printf("remount %s read-only: %v", dir, err)
 		}
 	}

@@ -84,6 +84,9 @@ func assemble(boot wire.Boot) error {
 	if err := mountDisk(boot.Upper, "/upper", false, "noinit_itable"); err != nil {
 		return err
 	}
+	if err := linux.GrowExt4("/upper"); err != nil {
+		return err
+	}
 	for _, dir := range []string{"/upper/upper", "/upper/work", newRoot} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
@@ -139,6 +142,9 @@ func prepare(boot wire.Boot) error {
 		return err
 	}
 	if err := linux.MoveMount("/upper", newRoot+upperMount); err != nil {
+		return err
+	}
+	if err := mountWork(boot.Work); err != nil {
 		return err
 	}
 	if boot.Modules == "" {

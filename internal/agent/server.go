@@ -84,6 +84,9 @@ func apply(c wire.Configure) error {
 	if len(c.Entropy) > 0 {
 		errs = append(errs, linux.AddEntropy(c.Entropy))
 	}
+	if c.Grow {
+		errs = append(errs, growDisks())
+	}
 	if c.Hostname != "" {
 		errs = append(errs, linux.SetHostname(c.Hostname), writeIn("etc/hostname", c.Hostname+"\n", 0o644))
 	}

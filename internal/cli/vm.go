@@ -32,12 +32,32 @@ func (b *bytesFlag) String() string {
 	return size(int64(*b))
 }
 
+// optionalSize is a flag that takes a size or 0 and knows whether it was given.
+type optionalSize struct{ value **int64 }
+
+func (o *optionalSize) Set(s string) error {
+	n, err := units.RAMInBytes(s)
+	if err == nil && n < 0 {
+		err = fmt.Errorf("%q is not a size", s)
+	}
+	*o.value = &n
+	return err
+}
+func (o *optionalSize) Type() string { return "size" }
+func (o *optionalSize) String() string {
+	if *o.value == nil {
+		return ""
+	}
+	return size(**o.value)
+}
+
 func specFlags(f *pflag.FlagSet, spec *api.CreateVM) {
 	f.StringVar(&spec.Name, "name", "", "name of the VM; a random one by default")
 	f.StringVar(&spec.Image, "image", "", "image to make it from; the configured one by default")
 	f.StringVar(&spec.Kernel, "kernel", "", "kernel to boot; the default one by default")
 	f.IntVar(&spec.CPUs, "cpus", 0, "number of CPUs (default 1, or as configured)")
 	f.Var((*bytesFlag)(&spec.Memory), "memory", "memory, e.g. 512M (default 512M, or as configured)")
+	f.Var(&optionalSize{&spec.DiskSize}, "disk", "size of the work disk at /root, which outlives the root, 0 for none (default 10G, or as configured)")
 	f.Var((*bytesFlag)(&spec.RootSize), "root-size", "room for what the VM writes, e.g. 10G (default 10G, or as configured)")
 }
 
@@ -96,6 +116,7 @@ func vmCommands(d *deps) *cobra.Command {
 	for _, c := range named {
 		c.ValidArgsFunction = d.completeVM
 	}
+	named = append(named, changeCommands(d)...)
 	return group("vm", "Run virtual machines", "  banger vm run --name api -- make test",
 		append([]*cobra.Command{runCommand(d), create, listCommand(d)}, named...)...)
 }
@@ -142,7 +163,7 @@ func showCommand(d *deps) *cobra.Command {
 		}
 		rows := [][]string{
 			{"name", v.Name}, {"id", v.ID}, {"state", string(v.State)}, {"image", v.Image + " (" + v.ImageID + ")"}, {"kernel", v.Kernel},
-			{"cpus", str(v.CPUs)}, {"memory", size(v.Memory)}, {"root size", size(v.RootSize)}, {"created", ago(v.Created)},
+			{"cpus", str(v.CPUs)}, {"memory", size(v.Memory)}, {"root size", size(v.RootSize)}, {"disk", size(v.DiskSize)}, {"created", ago(v.Created)},
 		}
 		if v.Started != nil {
 			rows = append(rows, []string{"started", ago(*v.Started)}, []string{"engine", v.Engine}, []string{"pid", str(v.PID)})

@@ -64,6 +64,7 @@ type Config struct {
 		CPUs     int    `toml:"cpus"`
 		Memory   Size   `toml:"memory"`
 		RootSize Size   `toml:"root_size"`
+		DiskSize Size   `toml:"disk_size"` // of the work disk; 0 for none
 	} `toml:"vm"`
 	Image struct {
 		MaxSize    Size  `toml:"max_size"`
@@ -83,6 +84,7 @@ func Load(path string) (Config, error) {
 	c.VM.CPUs = 1
 	c.VM.Memory = 512 << 20
 	c.VM.RootSize = 10 << 30
+	c.VM.DiskSize = 10 << 30
 	c.Image.MaxSize = 20 << 30
 	c.Image.MaxEntries = 2_000_000
 	text, err := os.ReadFile(path)

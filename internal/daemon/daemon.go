@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net"
@@ -78,7 +79,8 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	}
 	dirs := resource.NewDir(vm.KindDir, paths.State, false, "vms", "layers", "kernels")
 	runDirs := resource.NewDir(vm.KindRunDir, paths.Run, true, "vm")
-	ledger := resource.New(db, bootID, log, dirs, runDirs, cgroups, disk.NewUpper(paths.State))
+	uppers, works := disk.New(disk.KindUpper, paths.State), disk.New(disk.KindWork, paths.State)
+	ledger := resource.New(db, bootID, log, dirs, runDirs, cgroups, uppers, works)
 	agent, err := agentbin.Binary()
 	if err != nil {
 		return err
@@ -87,9 +89,9 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	kernels := kernel.New(kernel.Config{Ledger: ledger, Dirs: dirs, Store: db, Agent: agent})
 	operations := operation.NewRegistry()
 	vms := vm.New(vm.Config{
-		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups,
+		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
 		Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, StateDir: paths.State, Log: log,
-		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootSize: int64(cfg.VM.RootSize)},
+		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize)},
 	})
 	if minted {
 		if err := ledger.ForgetVolatile(ctx); err != nil {
@@ -209,6 +211,11 @@ func (a assets) Image(ctx context.Context, uid uint32, name string) (string, err
 
 func (a assets) Disks(ctx context.Context, id string) ([]string, error) {
 	return a.images.Disks(ctx, id)
+}
+
+func (a assets) Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error {
+	_, err := a.images.Import(ctx, uid, name, tar, report)
+	return err
 }
 
 func (a assets) Kernel(ctx context.Context, name string) (string, error) {

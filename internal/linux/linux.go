@@ -111,9 +111,15 @@ func Lock(path string) (f *os.File, holder int, err error) {
 	return f, 0, nil
 }
 
-// LimitFileSize bounds the size of the files that a process writes, in bytes; prlimit(2).
+// LimitFileSize bounds the size of the files that a process writes, in bytes, by its
+// soft limit, which takes no privilege to raise later; prlimit(2).
 func LimitFileSize(pid int, size uint64) error {
-	return unix.Prlimit(pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size}, nil)
+	var limit unix.Rlimit
+	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, nil, &limit); err != nil {
+		return err
+	}
+	limit.Cur = size
+	return unix.Prlimit(pid, unix.RLIMIT_FSIZE, &limit, nil)
 }
 
 // mountPoint returns where a file system of the given type is mounted; proc_pid_mountinfo(5).

@@ -94,6 +94,22 @@ func (v *vms) Delete(_ context.Context, caller uint32, ref string, force bool) (
 	return v.begin(caller, ref, "delete")
 }
 
+func (v *vms) Set(_ context.Context, caller uint32, ref string, _ api.SetVM) (api.Operation, error) {
+	return v.begin(caller, ref, "set")
+}
+
+func (v *vms) Restart(_ context.Context, caller uint32, ref string, timeout time.Duration) (api.Operation, error) {
+	return v.begin(caller, ref, "restart "+timeout.String())
+}
+
+func (v *vms) Reset(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return v.begin(caller, ref, "reset")
+}
+
+func (v *vms) Promote(_ context.Context, caller uint32, ref, image string) (api.Operation, error) {
+	return v.begin(caller, ref, "promote to "+image)
+}
+
 func (v *vms) Logs(_ context.Context, caller uint32, ref string) (io.ReadCloser, error) {
 	_, err := v.find(caller, ref)
 	return io.NopCloser(strings.NewReader("booted\n")), err

@@ -129,6 +129,43 @@ func (s *server) vmRoutes(routes huma.API) {
 		})
 }
 
+// changeRoutes are those that make a VM something else.
+func (s *server) changeRoutes(routes huma.API) {
+	route(s, routes, http.MethodPatch, "/vms/{vm}", http.StatusAccepted, "set-vm", "Change what a VM is.",
+		func(ctx context.Context, caller uint32, in *struct {
+			VM   string `path:"vm"`
+			Body api.SetVM
+		}) (operationBody, error) {
+			op, err := s.VMs.Set(ctx, caller, in.VM, in.Body)
+			return operationBody{op}, err
+		})
+	route(s, routes, http.MethodPost, "/vms/{vm}/restart", http.StatusAccepted, "restart-vm", "Stop a VM, if it runs, and start it.",
+		func(ctx context.Context, caller uint32, in *struct {
+			VM   string `path:"vm"`
+			Body *api.StopVM
+		}) (operationBody, error) {
+			timeout, err := stopTimeout(in.Body)
+			if err != nil {
+				return operationBody{}, err
+			}
+			op, err := s.VMs.Restart(ctx, caller, in.VM, timeout)
+			return operationBody{op}, err
+		})
+	route(s, routes, http.MethodPost, "/vms/{vm}/reset", http.StatusAccepted, "reset-vm", "Give a VM a fresh root; its work disk stays.",
+		func(ctx context.Context, caller uint32, in *vmInput) (operationBody, error) {
+			op, err := s.VMs.Reset(ctx, caller, in.VM)
+			return operationBody{op}, err
+		})
+	route(s, routes, http.MethodPost, "/vms/{vm}/promote", http.StatusAccepted, "promote-vm", "Make an image of the root of a stopped VM.",
+		func(ctx context.Context, caller uint32, in *struct {
+			VM   string `path:"vm"`
+			Body api.PromoteVM
+		}) (operationBody, error) {
+			op, err := s.VMs.Promote(ctx, caller, in.VM, in.Body.Image)
+			return operationBody{op}, err
+		})
+}
+
 func stopTimeout(req *api.StopVM) (time.Duration, error) {
 	if req == nil {
 		return 0, nil

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -9,19 +10,18 @@ import (
 	"time"
 
 	"banger/api"
-	"banger/internal/disk"
+	"banger/internal/guest"
 	"banger/internal/guest/wire"
 	"banger/internal/linux"
 	"banger/internal/resource"
 	"banger/internal/vmm"
 )
 
-// The kinds of resources that a VM holds, in the order in which they are acquired:
-// its directory and root disk for its life, the others while it runs.
+// The kinds of resources that a VM holds beside its disks: its directory for its
+// life, the others while it runs.
 const (
 	KindDir    = "dir"
 	KindRunDir = "run-dir"
-	KindUpper  = "upper"
 	KindCgroup = "cgroup"
 )
 
@@ -32,44 +32,10 @@ func runOwnerOf(id string) string { return "vm/" + id + "/run" }
 
 func (s *Service) vmDir(id string) string { return filepath.Join(s.stateDir, "vms", id) }
 
-// machine describes the machine of a VM that has its resources.
-func (s *Service) machine(ctx context.Context, rec Record, runDir, cgroup string) (vmm.Machine, error) {
-	layers, err := s.assets.Disks(ctx, rec.ImageID)
-	if err != nil {
-		return vmm.Machine{}, err
-	}
-	boot, err := s.assets.Boot(ctx, rec.Kernel)
-	if err != nil {
-		return vmm.Machine{}, err
-	}
-	device := func(i int) string { return "vd" + string(rune('a'+i)) }
-	dir := s.vmDir(rec.ID)
-	m := vmm.Machine{
-		ID: rec.ID, CPUs: rec.CPUs, Memory: rec.Memory, Kernel: boot.Vmlinux, Initrd: boot.Initramfs,
-		Console: filepath.Join(dir, "console.log"), Log: filepath.Join(dir, "vmm.log"),
-		RunDir: s.runDirs.Path(runDir), Cgroup: s.cgroups.Path(cgroup),
-	}
-	words := wire.Boot{Sync: rec.Sync}
-	for _, path := range layers {
-		words.Layers = append(words.Layers, device(len(m.Disks)))
-		m.Disks = append(m.Disks, vmm.Disk{Path: path, ReadOnly: true})
-	}
-	words.Upper = device(len(m.Disks))
-	m.Disks = append(m.Disks, vmm.Disk{Path: filepath.Join(dir, "upper.ext4")})
-	words.Modules = device(len(m.Disks))
-	m.Disks = append(m.Disks, vmm.Disk{Path: boot.Modules, ReadOnly: true})
-	m.Cmdline = words.Cmdline()
-	return m, nil
-}
-
 // start acquires what a VM needs, boots it and waits for its agent. On an error
 // everything that it acquired is given back.
 func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l *live, err error) {
 	report(api.Progress{Step: "prepare"})
-	info, err := s.driver.Check(ctx)
-	if err != nil {
-		return nil, err
-	}
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("start VM %q: %w", rec.Name, errors.Join(err, s.releaseRun(rec)))
@@ -78,52 +44,52 @@ func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l
 	if err := s.acquireDisks(ctx, rec); err != nil {
 		return nil, err
 	}
-	runDir, cgroup := "vm/"+resource.RandomName(4), s.cgroups.Name(resource.RandomName(4))
-	if _, err := s.ledger.Acquire(ctx, runOwnerOf(rec.ID), KindRunDir, runDir, nil); err != nil {
+	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, report)
+	if err != nil {
 		return nil, err
 	}
-	if _, err := s.ledger.Acquire(ctx, runOwnerOf(rec.ID), KindCgroup, cgroup, nil); err != nil {
-		return nil, err
+	return newLive(b, rec), nil
+}
+
+// booted is a machine whose agent has answered.
+type booted struct {
+	inst   vmm.Instance
+	engine string
+	spec   runSpec
+	disks  []vmm.Disk
+	conn   *guest.Conn // nil: the channel is to be made
+	health wire.Health
+}
+
+// boot starts the machine of a VM that has its disks, on behalf of an owner in the
+// ledger, who is to give back what it acquires, also after an error.
+func (s *Service) boot(ctx context.Context, owner string, rec Record, report api.Reporter) (booted, error) {
+	info, err := s.driver.Check(ctx)
+	if err != nil {
+		return booted{}, err
+	}
+	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory}
+	runDir, cgroup := "vm/"+resource.RandomName(4), s.cgroups.Name(resource.RandomName(4))
+	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
+		return booted{}, err
+	}
+	if _, err := s.ledger.Acquire(ctx, owner, KindCgroup, cgroup, nil); err != nil {
+		return booted{}, err
 	}
 	m, err := s.machine(ctx, rec, runDir, cgroup)
 	if err != nil {
-		return nil, err
+		return booted{}, err
 	}
 	report(api.Progress{Step: "boot"})
 	inst, err := s.driver.Start(ctx, m)
 	if err != nil {
-		return nil, err
+		return booted{}, err
 	}
 	conn, health, err := connect(ctx, inst, rec)
 	if err != nil {
-		return nil, errors.Join(s.bootError(rec, inst, err), inst.Close())
+		return booted{}, errors.Join(s.bootError(rec, inst, err), inst.Close())
 	}
-	return newLive(inst, s.driver.Name()+"/"+info.Accel, rec, conn, health), nil
-}
-
-// acquireDisks makes what a VM holds for its life, unless it has it from an earlier
-// start. What it made is given back when it does not succeed.
-func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
-	held, err := s.ledger.Held(ctx, ownerOf(rec.ID))
-	if err != nil || len(held) == 2 {
-		return err
-	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, s.ledger.ReleaseOwner(context.WithoutCancel(ctx), ownerOf(rec.ID)))
-		}
-	}()
-	if len(held) > 0 { // a crash fell between the two: nothing was written yet
-		if err := s.ledger.ReleaseOwner(ctx, ownerOf(rec.ID)); err != nil {
-			return err
-		}
-	}
-	dir := "vms/" + rec.ID
-	if _, err := s.ledger.Acquire(ctx, ownerOf(rec.ID), KindDir, dir, nil); err != nil {
-		return err
-	}
-	_, err = s.ledger.Acquire(ctx, ownerOf(rec.ID), KindUpper, dir+"/upper.ext4", disk.UpperSpec{Size: rec.RootSize})
-	return err
+	return booted{inst, s.driver.Name() + "/" + info.Accel, spec, m.Disks, conn, health}, nil
 }
 
 // bootError says why the agent did not answer, with what the console said last.
@@ -193,10 +159,14 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 		return nil, err
 	}
 	var runDir, cgroup string
+	var spec runSpec
 	for _, ref := range held {
 		switch ref.Kind {
 		case KindRunDir:
 			runDir = ref.Name
+			if err := json.Unmarshal(ref.Spec, &spec); err != nil {
+				return nil, fmt.Errorf("read what the VM was started with: %w", err)
+			}
 		case KindCgroup:
 			cgroup = ref.Name
 		}
@@ -216,7 +186,7 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newLive(inst, s.driver.Name()+"/"+info.Accel, rec, nil, wire.Health{}), nil
+	return newLive(booted{inst: inst, engine: s.driver.Name() + "/" + info.Accel, spec: spec, disks: m.Disks}, rec), nil
 }
 
 // trimConsole gives the beginning of a long console file back to the disk. A hole

@@ -52,9 +52,9 @@ func (o *owner) expire() {
 		if held {
 			return
 		}
-		o.svc.log.Info("lease ended", "vm", o.rec.Name)
+		o.svc.log.Info("lease ended", "vm", o.name())
 		if err := o.svc.destroyNow(context.Background(), o); err != nil {
-			o.svc.log.Error("delete VM whose lease ended", "vm", o.rec.Name, "err", err)
+			o.svc.log.Error("delete VM whose lease ended", "vm", o.name(), "err", err)
 		}
 	})
 }

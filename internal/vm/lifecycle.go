@@ -14,6 +14,7 @@ const (
 	evDelete   event = "delete" // asked to go; only when stopped
 	evDestroy  event = "delete --force"
 	evUndelete event = "undelete" // a delete that came to nothing
+	evChange   event = "change"   // asked to become something else; its state stays
 )
 
 // next is the whole policy of the lifecycle: the state into which an event takes a
@@ -59,6 +60,11 @@ func next(s api.VMState, e event) (api.VMState, error) {
 		if s == api.VMDeleting {
 			return api.VMStopped, nil
 		}
+	case evChange:
+		if s == api.VMStopped || s == api.VMRunning {
+			return s, nil
+		}
+		return refuse("try again when it is stopped or running")
 	}
 	return s, api.Errorf(api.CodeInternal, "%s cannot happen to a VM that is %s", e, s)
 }

@@ -8,7 +8,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-var events = []event{evStart, evStarted, evStop, evEnded, evDied, evDelete, evDestroy, evUndelete}
+var events = []event{evStart, evStarted, evStop, evEnded, evDied, evDelete, evDestroy, evUndelete, evChange}
 
 var states = []api.VMState{api.VMStopped, api.VMStarting, api.VMRunning, api.VMStopping, api.VMDeleting}
 
@@ -23,8 +23,8 @@ func TestLifecycle(t *testing.T) {
 			if err != nil && to != state {
 				t.Fatalf("%s in %s is refused and leads to %s", ev, state, to)
 			}
-			if err == nil && to == state {
-				t.Fatalf("%s in %s changes nothing", ev, state)
+			if err == nil && (to == state) != (ev == evChange) {
+				t.Fatalf("%s in %s leads to %s", ev, state, to)
 			}
 			state = to
 			if to, err := next(state, evDestroy); state != api.VMDeleting && (err != nil || to != api.VMDeleting) {
@@ -40,6 +40,7 @@ func TestRefusals(t *testing.T) {
 		evStart:  {api.VMStopped},
 		evStop:   {api.VMRunning, api.VMStarting},
 		evDelete: {api.VMStopped},
+		evChange: {api.VMStopped, api.VMRunning},
 	}
 	for ev, from := range taken {
 		for _, s := range states {
@@ -59,9 +60,9 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	good := api.CreateVM{Name: "api", CPUs: 1, Memory: 512 << 20, RootSize: 1 << 30}
+	good := api.CreateVM{Name: "api", CPUs: 1, Memory: 512 << 20, RootSize: 1 << 30, DiskSize: new(int64), Network: api.NetworkNone}
 	const host = 1 << 30
-	if err := validate(good, host); err != nil {
+	if err := validate("create", good, host); err != nil {
 		t.Fatal(err)
 	}
 	for name, spoil := range map[string]func(*api.CreateVM){
@@ -75,13 +76,15 @@ func TestValidate(t *testing.T) {
 		"little memory":        func(r *api.CreateVM) { r.Memory = 1 << 20 },
 		"more than the host":   func(r *api.CreateVM) { r.Memory = host + 1<<20 },
 		"a tiny root":          func(r *api.CreateVM) { r.RootSize = 1 },
+		"a tiny work disk":     func(r *api.CreateVM) { r.DiskSize = new(int64(1)) },
+		"an unknown network":   func(r *api.CreateVM) { r.Network = "wifi" },
 		"a root without end":   func(r *api.CreateVM) { r.RootSize = 1 << 60 },
 		"a name of 64 letters": func(r *api.CreateVM) { r.Name = "a234567890123456789012345678901234567890123456789012345678901234" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := good
 			spoil(&r)
-			if err := validate(r, host); err == nil || api.CodeOf(err) != api.CodeInvalid || api.AsError(err).Hint == "" {
+			if err := validate("create", r, host); err == nil || api.CodeOf(err) != api.CodeInvalid || api.AsError(err).Hint == "" {
 				t.Errorf("got %v", err)
 			}
 		})

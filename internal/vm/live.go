@@ -4,6 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"net/http"
+	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,11 +25,14 @@ const (
 type live struct {
 	inst    vmm.Instance
 	engine  string
+	spec    runSpec
+	disks   []vmm.Disk // in the order of the machine
 	started time.Time
 	stop    context.CancelFunc
 	ended   chan struct{} // closed when keep has returned
 
 	mu      sync.Mutex
+	rec     Record // as the guest is to know it
 	conn    *guest.Conn
 	ready   chan struct{} // closed while conn is usable
 	version string
@@ -64,19 +69,22 @@ func connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, w
 	return conn, health, nil
 }
 
-// newLive takes a running VMM over. Conn may be nil: the channel is made then.
-func newLive(inst vmm.Instance, engine string, rec Record, conn *guest.Conn, health wire.Health) *live {
+// newLive takes a running VMM over. Where there is no channel it is made.
+func newLive(b booted, rec Record) *live {
 	ctx, cancel := context.WithCancel(context.Background())
-	l := &live{inst: inst, engine: engine, started: time.Now(), stop: cancel, ended: make(chan struct{}), ready: make(chan struct{})}
-	if conn != nil {
-		l.set(conn, health.Version)
+	l := &live{
+		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, disks: b.disks,
+		started: time.Now(), stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
 	}
-	go l.keep(ctx, rec)
+	if b.conn != nil {
+		l.set(b.conn, b.health.Version)
+	}
+	go l.keep(ctx)
 	return l
 }
 
 // keep makes the channel anew whenever it breaks, until the VMM ends.
-func (l *live) keep(ctx context.Context, rec Record) {
+func (l *live) keep(ctx context.Context) {
 	defer close(l.ended)
 	for {
 		if conn := l.connection(); conn != nil {
@@ -92,7 +100,7 @@ func (l *live) keep(ctx context.Context, rec Record) {
 			}
 			l.unset()
 		}
-		conn, health, err := connect(ctx, l.inst, rec)
+		conn, health, err := connect(ctx, l.inst, l.record())
 		if err == nil {
 			l.set(conn, health.Version)
 			continue
@@ -112,6 +120,19 @@ func (l *live) set(conn *guest.Conn, version string) {
 	defer l.mu.Unlock()
 	l.conn, l.version = conn, version
 	close(l.ready)
+}
+
+// record and setRecord are what the guest is told at each connection.
+func (l *live) record() Record {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rec
+}
+
+func (l *live) setRecord(rec Record) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.rec = rec
 }
 
 func (l *live) unset() {
@@ -151,6 +172,30 @@ func (l *live) agent(ctx context.Context) (http.RoundTripper, error) {
 	}
 	return nil, api.Errorf(api.CodeGuest, "reach the agent: it does not answer").
 		WithHint("banger vm logs shows the console; banger vm kill ends the VM")
+}
+
+// resize tells the machine and its guest that the disks at the paths have grown.
+func (l *live) resize(ctx context.Context, paths []string) error {
+	for i, d := range l.disks {
+		if !slices.Contains(paths, d.Path) {
+			continue
+		}
+		info, err := os.Stat(d.Path)
+		if err != nil {
+			return err
+		}
+		if err := l.inst.ResizeDisk(ctx, i, info.Size()); err != nil {
+			return err
+		}
+	}
+	if len(paths) == 0 {
+		return nil
+	}
+	conn := l.connection()
+	if conn == nil {
+		return api.Errorf(api.CodeGuest, "let file systems grow: the agent does not answer")
+	}
+	return conn.Configure(ctx, wire.Configure{Grow: true})
 }
 
 // close lets go of the VMM, which runs on if it has not ended.

@@ -23,23 +23,32 @@ type command struct {
 	ctx     context.Context
 	event   event
 	timeout time.Duration // evStop: what the guest is given; 0 kills at once
+	change  change        // evChange
 	report  api.Reporter
 	done    chan error // buffered; answered once
 }
+
+// change makes a VM something else: it returns the record as it is to be, also
+// beside an error that left it changed in part. Live is nil while the VM is stopped.
+type change func(ctx context.Context, rec Record, l *live, report api.Reporter) (Record, error)
 
 // job is slow work under way for an owner.
 type job struct {
 	cmd    *command
 	cancel context.CancelFunc
-	done   chan struct{} // closed at its end; live and err are valid then
+	done   chan struct{} // closed at its end; live, rec and err are valid then
 	live   *live
+	rec    Record // evChange: what the VM has become
 	err    error
 }
 
 // owner is the one goroutine that changes a VM. What others may read is behind mu.
 type owner struct {
 	svc  *Service
-	cmds chan *command
+	id   string
+	uid  uint32        // whose VM it is
+	cmds chan *command // those that wait for a change under way
+	ends chan *command // those that cancel it: stop, kill, delete --force
 	quit chan struct{} // closed at shutdown
 	gone chan struct{} // closed when the goroutine has ended
 
@@ -52,25 +61,50 @@ type owner struct {
 
 func newOwner(svc *Service, rec Record) *owner {
 	return &owner{
-		svc: svc, rec: rec, state: api.VMStopped,
-		cmds: make(chan *command), quit: make(chan struct{}), gone: make(chan struct{}),
+		svc: svc, id: rec.ID, uid: rec.Owner, rec: rec, state: api.VMStopped,
+		cmds: make(chan *command), ends: make(chan *command), quit: make(chan struct{}), gone: make(chan struct{}),
 	}
 }
 
 // do hands a command to the owner and waits for its end.
 func (o *owner) do(ctx context.Context, ev event, timeout time.Duration, report api.Reporter) error {
-	if report == nil {
-		report = func(api.Progress) {}
+	return o.submit(&command{ctx: ctx, event: ev, timeout: timeout, report: report})
+}
+
+// alter has the VM changed.
+func (o *owner) alter(ctx context.Context, fn change, report api.Reporter) error {
+	return o.submit(&command{ctx: ctx, event: evChange, change: fn, report: report})
+}
+
+func (o *owner) submit(cmd *command) error {
+	cmd.done = make(chan error, 1)
+	if cmd.report == nil {
+		cmd.report = func(api.Progress) {}
 	}
-	cmd := &command{ctx: ctx, event: ev, timeout: timeout, report: report, done: make(chan error, 1)}
+	cmds := o.cmds
+	if cmd.event == evStop || cmd.event == evDestroy {
+		cmds = o.ends
+	}
 	select {
-	case o.cmds <- cmd:
+	case cmds <- cmd:
 		return <-cmd.done
 	case <-o.gone:
-		return notFound(o.rec.Name)
-	case <-ctx.Done():
-		return ctx.Err()
+		select {
+		case <-o.quit:
+			return api.Errorf(api.CodeUnavailable, "%s VM %q: the daemon is shutting down", cmd.event, o.name())
+		default:
+			return notFound(o.name())
+		}
+	case <-cmd.ctx.Done():
+		return cmd.ctx.Err()
 	}
+}
+
+// name is what the VM is called now.
+func (o *owner) name() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.rec.Name
 }
 
 // run is the owner's loop. It ends when the VM is gone or the daemon shuts down;
@@ -83,13 +117,19 @@ func (o *owner) run() {
 	defer tick.Stop()
 	for {
 		var jobDone, exited <-chan struct{}
+		cmds := o.cmds
 		if current != nil {
 			jobDone = current.done
+			if current.cmd.event == evChange {
+				cmds = nil
+			}
 		} else if o.live != nil {
 			exited = o.live.inst.Exited()
 		}
 		select {
-		case cmd := <-o.cmds:
+		case cmd := <-cmds:
+			current, queued = o.accept(cmd, current, queued)
+		case cmd := <-o.ends:
 			current, queued = o.accept(cmd, current, queued)
 		case <-jobDone:
 			finished := current
@@ -172,6 +212,12 @@ func (o *owner) begin(cmd *command) *job {
 			j.err = o.svc.releaseRun(rec)
 		case evDelete, evDestroy:
 			j.err = o.svc.destroy(ctx, rec, was)
+		case evChange:
+			if j.rec, j.err = cmd.change(ctx, rec, was, cmd.report); j.rec != rec {
+				if err := o.svc.store.UpdateVM(context.WithoutCancel(ctx), j.rec); err != nil {
+					j.rec, j.err = rec, errors.Join(j.err, err)
+				}
+			}
 		}
 	}()
 	return j
@@ -181,6 +227,15 @@ func (o *owner) begin(cmd *command) *job {
 // Superseded says that another command waits, whose event has been applied.
 func (o *owner) finish(j *job, superseded bool) (gone bool) {
 	defer func() { j.cmd.done <- j.err }()
+	if j.cmd.event == evChange {
+		o.mu.Lock()
+		o.rec = j.rec
+		o.mu.Unlock()
+		if o.live != nil {
+			o.live.setRecord(j.rec)
+		}
+		return false
+	}
 	if j.cmd.event == evStart && j.err == nil {
 		o.setLive(j.live)
 		if !superseded {
@@ -279,6 +334,7 @@ func (o *owner) view() api.VM {
 	if o.live != nil {
 		v.Engine, v.PID, v.Agent = o.live.engine, o.live.inst.PID(), o.live.agentVersion()
 		v.Started = &o.live.started
+		v.Pending = o.live.spec.differs(r)
 	}
 	return v
 }

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/disk"
 	"banger/internal/linux"
 	"banger/internal/operation"
 	"banger/internal/resource"
@@ -34,6 +35,8 @@ type Config struct {
 	Ledger     *resource.Ledger
 	RunDirs    *resource.Dir
 	Cgroups    *vmm.Cgroups
+	Uppers     *disk.Disks
+	Works      *disk.Disks
 	Driver     vmm.Driver
 	Operations *operation.Registry
 	StateDir   string
@@ -49,6 +52,8 @@ type Service struct {
 	ledger   *resource.Ledger
 	runDirs  *resource.Dir
 	cgroups  *vmm.Cgroups
+	uppers   *disk.Disks
+	works    *disk.Disks
 	driver   vmm.Driver
 	ops      *operation.Registry
 	stateDir string
@@ -63,7 +68,7 @@ type Service struct {
 // New returns a Service that knows no VMs yet: call Recover.
 func New(c Config) *Service {
 	return &Service{
-		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups, driver: c.Driver,
+		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups, uppers: c.Uppers, works: c.Works, driver: c.Driver,
 		ops: c.Operations, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, owners: map[string]*owner{},
 	}
 }
@@ -115,7 +120,7 @@ func (s *Service) Recover(ctx context.Context) error {
 
 func (s *Service) add(o *owner) {
 	s.mu.Lock()
-	s.owners[o.rec.ID] = o
+	s.owners[o.id] = o
 	s.mu.Unlock()
 	go func() {
 		o.run()
@@ -123,7 +128,7 @@ func (s *Service) add(o *owner) {
 		case <-o.quit:
 		default:
 			s.mu.Lock()
-			delete(s.owners, o.rec.ID)
+			delete(s.owners, o.id)
 			s.mu.Unlock()
 		}
 	}()
@@ -154,10 +159,10 @@ func (s *Service) find(caller uint32, ref string) (*owner, error) {
 	defer s.mu.Unlock()
 	var byPrefix []*owner
 	for id, o := range s.owners {
-		if caller != 0 && caller != o.rec.Owner {
+		if caller != 0 && caller != o.uid {
 			continue
 		}
-		if id == ref || o.rec.Name == ref {
+		if id == ref || o.name() == ref {
 			return o, nil
 		}
 		if ref != "" && strings.HasPrefix(id, ref) {
@@ -180,7 +185,7 @@ func (s *Service) List(_ context.Context, caller uint32) ([]api.VM, error) {
 	s.mu.Unlock()
 	vms := []api.VM{}
 	for _, o := range owners {
-		if caller == 0 || caller == o.rec.Owner {
+		if caller == 0 || caller == o.uid {
 			vms = append(vms, o.view())
 		}
 	}
@@ -235,13 +240,16 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	r.Name = cmp.Or(r.Name, randomName())
 	r.Image = cmp.Or(r.Image, s.defaults.Image)
 	r.CPUs = cmp.Or(r.CPUs, s.defaults.CPUs)
-	r.Memory = cmp.Or(r.Memory, s.defaults.Memory) &^ (1<<20 - 1)
-	r.RootSize = cmp.Or(r.RootSize, s.defaults.RootSize)
+	r.Memory = roundDown(cmp.Or(r.Memory, s.defaults.Memory))
+	r.RootSize = roundUp(cmp.Or(r.RootSize, s.defaults.RootSize))
+	diskSize := roundUp(*cmp.Or(r.DiskSize, s.defaults.DiskSize))
+	r.DiskSize = &diskSize
+	r.Network = api.NetworkNone
 	total, err := linux.MemTotal()
 	if err != nil {
 		return Record{}, err
 	}
-	if err := validate(r, total); err != nil {
+	if err := validate(fmt.Sprintf("create VM %q", r.Name), r, total); err != nil {
 		return Record{}, err
 	}
 	imageID, err := s.assets.Image(ctx, caller, r.Image)
@@ -254,7 +262,7 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	}
 	return Record{
 		ID: resource.RandomName(6), Name: r.Name, Owner: caller, Image: r.Image, ImageID: imageID, Kernel: kernel,
-		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, Network: api.NetworkNone, Ephemeral: r.Ephemeral, Wanted: WantStopped,
+		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, Ephemeral: r.Ephemeral, Wanted: WantStopped,
 		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), Created: time.Now(),
 	}, nil
 }
@@ -265,7 +273,7 @@ func (s *Service) operate(caller uint32, ref, kind string, fn func(context.Conte
 	if err != nil {
 		return api.Operation{}, err
 	}
-	return s.ops.Start(caller, kind, o.rec.ID, func(ctx context.Context, report api.Reporter) error {
+	return s.ops.Start(caller, kind, o.id, func(ctx context.Context, report api.Reporter) error {
 		return fn(ctx, o, report)
 	}), nil
 }
@@ -312,9 +320,9 @@ func (s *Service) Logs(_ context.Context, caller uint32, ref string) (io.ReadClo
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(filepath.Join(s.vmDir(o.rec.ID), "console.log"))
+	f, err := os.Open(filepath.Join(s.vmDir(o.id), "console.log"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, api.Errorf(api.CodeConflict, "console of VM %q: it was never started", o.rec.Name).WithHint("banger vm start %s", o.rec.Name)
+		return nil, api.Errorf(api.CodeConflict, "console of VM %q: it was never started", o.name()).WithHint("banger vm start %s", o.name())
 	}
 	if err != nil {
 		return nil, err

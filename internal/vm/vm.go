@@ -16,6 +16,8 @@ package vm
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"net/netip"
 	"regexp"
 	"time"
@@ -74,6 +76,8 @@ type Assets interface {
 	Image(ctx context.Context, uid uint32, name string) (id string, err error)
 	// Disks returns the paths of the layers of the image called id, lowest first.
 	Disks(ctx context.Context, id string) ([]string, error)
+	// Import makes an image of the user uid from a tar archive.
+	Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error
 	// Kernel resolves the name of a kernel; the default for an empty one.
 	Kernel(ctx context.Context, name string) (string, error)
 	// Boot returns the files from which the kernel called name boots.
@@ -88,18 +92,20 @@ var validName = regexp.MustCompile(`^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`)
 const (
 	maxCPUs     = 32
 	minMemory   = 64 << 20
-	minRootSize = 64 << 20
-	maxRootSize = 16 << 40
+	minDiskSize = 64 << 20
+	maxDiskSize = 16 << 40
 )
 
-// validate checks what a user asks for, with the defaults filled in.
-func validate(r api.CreateVM, hostMemory int64) error {
+// validate checks what a user asks for, with the defaults filled in; what is what
+// the request is about, for its errors.
+func validate(what string, r api.CreateVM, hostMemory int64) error {
 	bad := func(format string, args ...any) *api.Error {
-		return api.Errorf(api.CodeInvalid, "create VM %q: "+format, append([]any{r.Name}, args...)...)
+		return api.Errorf(api.CodeInvalid, "%s: %s", what, fmt.Sprintf(format, args...))
 	}
+	size := func(n int64) bool { return n >= minDiskSize && n <= maxDiskSize }
 	switch {
 	case !validName.MatchString(r.Name):
-		return bad("not a valid name").WithHint("use 1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -")
+		return bad("%q is not a valid name", r.Name).WithHint("use 1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -")
 	case r.CPUs < 1 || r.CPUs > maxCPUs:
 		return bad("%d CPUs", r.CPUs).WithHint("--cpus takes 1 to %d", maxCPUs)
 	case r.Memory < minMemory:
@@ -107,8 +113,16 @@ func validate(r api.CreateVM, hostMemory int64) error {
 	case r.Memory > hostMemory:
 		return bad("%d MiB of memory are more than the host has (%d MiB)", r.Memory>>20, hostMemory>>20).
 			WithHint("ask for less with --memory")
-	case r.RootSize < minRootSize || r.RootSize > maxRootSize:
-		return bad("root size of %d MiB", r.RootSize>>20).WithHint("--root-size takes %dM to %dT", minRootSize>>20, int64(maxRootSize)>>40)
+	case !size(r.RootSize):
+		return bad("root size of %d MiB", r.RootSize>>20).WithHint("--root-size takes %dM to %dT", minDiskSize>>20, int64(maxDiskSize)>>40)
+	case r.DiskSize != nil && *r.DiskSize != 0 && !size(*r.DiskSize):
+		return bad("work disk of %d MiB", *r.DiskSize>>20).WithHint("--disk takes %dM to %dT, or 0 for none", minDiskSize>>20, int64(maxDiskSize)>>40)
+	case r.Network != api.NetworkBridge && r.Network != api.NetworkNone:
+		return bad("network %q", r.Network).WithHint("--net takes bridge or none")
 	}
 	return nil
 }
+
+// Sizes are whole MiB: disks are rounded up, memory down.
+func roundUp(n int64) int64   { return (n + 1<<20 - 1) &^ (1<<20 - 1) }
+func roundDown(n int64) int64 { return n &^ (1<<20 - 1) }

@@ -40,6 +40,8 @@ type Configure struct {
 	Time      int64  `json:"time,omitempty"`       // nanoseconds since 1970, UTC
 	Entropy   []byte `json:"entropy,omitempty"`    // credited to the random pool
 
+	Grow bool `json:"grow,omitempty"` // let the file systems of the VM's own disks fill their disks
+
 	Network *Network `json:"network,omitempty"`
 	SSH     *SSH     `json:"ssh,omitempty"`
 }

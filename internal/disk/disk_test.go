@@ -23,22 +23,22 @@ const mib = 1 << 20
 
 func ref(t *testing.T, vm string, size int64) resource.Ref {
 	t.Helper()
-	spec, err := json.Marshal(UpperSpec{Size: size})
+	spec, err := json.Marshal(Spec{Size: size})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return resource.Ref{Kind: upperKind, Name: "vms/" + vm + "/upper.ext4", Spec: spec}
+	return resource.Ref{Kind: KindUpper, Name: "vms/" + vm + "/upper.ext4", Spec: spec}
 }
 
 // newUpper returns the kind over a state directory that has the VMs' directories.
-func newUpper(t *testing.T, dir string, vms ...string) *Upper {
+func newUpper(t *testing.T, dir string, vms ...string) *Disks {
 	t.Helper()
 	for _, vm := range vms {
 		if err := os.MkdirAll(filepath.Join(dir, "vms", vm), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return NewUpper(dir)
+	return New(KindUpper, dir)
 }
 
 // superblock is what dumpe2fs(8) says of the file system at path, which e2fsck(8)
@@ -61,7 +61,7 @@ func superblock(t *testing.T, path string) map[string]string {
 	return fields
 }
 
-func presence(t *testing.T, u *Upper, r resource.Ref, want resource.Presence) {
+func presence(t *testing.T, u *Disks, r resource.Ref, want resource.Presence) {
 	t.Helper()
 	if got, err := u.Inspect(t.Context(), r); err != nil || got != want {
 		t.Errorf("inspect %s: got %v, %v, want %v", r.Name, got, err, want)
@@ -71,7 +71,7 @@ func presence(t *testing.T, u *Upper, r resource.Ref, want resource.Presence) {
 func TestUpperHasItsSize(t *testing.T) {
 	dir := t.TempDir()
 	u := newUpper(t, dir, "a")
-	for _, size := range []int64{minUpper, 100 * mib, 100*mib + 5000, 64 << 30} {
+	for _, size := range []int64{MinSize, 100 * mib, 100*mib + 5000, 64 << 30} {
 		r := ref(t, "a", size)
 		if err := u.Acquire(t.Context(), r); err != nil {
 			t.Fatal(err)
@@ -97,7 +97,7 @@ func TestUpperHasItsSize(t *testing.T) {
 
 func TestUpperIsIdempotent(t *testing.T) {
 	dir := t.TempDir()
-	u, r, other := newUpper(t, dir, "a", "b"), ref(t, "a", minUpper), ref(t, "b", minUpper)
+	u, r, other := newUpper(t, dir, "a", "b"), ref(t, "a", MinSize), ref(t, "b", MinSize)
 	presence(t, u, r, resource.Absent)
 	for range 2 {
 		if err := u.Release(t.Context(), r); err != nil {
@@ -139,12 +139,12 @@ func TestUpperIsIdempotent(t *testing.T) {
 // TestUpperAfterCrash acquires where an earlier attempt died between its steps.
 func TestUpperAfterCrash(t *testing.T) {
 	for name, leave := range map[string]string{
-		"half a template": "cache/upper-" + strconv.Itoa(minUpper) + ".ext4.part",
+		"half a template": "cache/upper-" + strconv.Itoa(MinSize) + ".ext4.part",
 		"half a disk":     "vms/a/upper.ext4",
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			u, r := newUpper(t, dir, "a"), ref(t, "a", minUpper)
+			u, r := newUpper(t, dir, "a"), ref(t, "a", MinSize)
 			if err := os.Mkdir(filepath.Join(dir, "cache"), 0o700); err != nil {
 				t.Fatal(err)
 			}
@@ -166,11 +166,11 @@ func TestUpperAfterCrash(t *testing.T) {
 
 func TestUpperRefuses(t *testing.T) {
 	u := newUpper(t, t.TempDir(), "a")
-	if err := u.Acquire(t.Context(), ref(t, "a", minUpper-1)); api.CodeOf(err) != api.CodeInvalid {
+	if err := u.Acquire(t.Context(), ref(t, "a", MinSize-1)); api.CodeOf(err) != api.CodeInvalid {
 		t.Errorf("too small: got %v", err)
 	}
 	for _, name := range []string{"vms/../upper.ext4", "vms/a/other", "/vms/a/upper.ext4", "vms/a/b/upper.ext4", ""} {
-		bad := ref(t, "a", minUpper)
+		bad := ref(t, "a", MinSize)
 		bad.Name = name
 		if err := u.Acquire(t.Context(), bad); err == nil {
 			t.Errorf("acquired %q", name)
@@ -181,12 +181,12 @@ func TestUpperRefuses(t *testing.T) {
 	}
 	cancelled, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := u.Acquire(cancelled, ref(t, "a", minUpper)); !errors.Is(err, context.Canceled) {
+	if err := u.Acquire(cancelled, ref(t, "a", MinSize)); !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: got %v", err)
 	}
 	t.Setenv("PATH", "")
 	if _, err := os.Stat("/usr/sbin/mke2fs"); errors.Is(err, fs.ErrNotExist) {
-		if err := u.Acquire(t.Context(), ref(t, "a", minUpper)); api.CodeOf(err) != api.CodeUnavailable {
+		if err := u.Acquire(t.Context(), ref(t, "a", MinSize)); api.CodeOf(err) != api.CodeUnavailable {
 			t.Errorf("without mke2fs: got %v", err)
 		}
 	}
@@ -195,7 +195,7 @@ func TestUpperRefuses(t *testing.T) {
 // TestUpperOnFullDisk has less space than the file system's own structures need, in
 // the two places where that can show: in the template and in the disk.
 func TestUpperOnFullDisk(t *testing.T) {
-	for _, size := range []string{"64k", "300k"} {
+	for _, size := range []string{"64k", "150k"} {
 		t.Run(size, func(t *testing.T) {
 			dir := t.TempDir()
 			if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size="+size, "tmpfs", dir).CombinedOutput(); err != nil {
@@ -208,7 +208,7 @@ func TestUpperOnFullDisk(t *testing.T) {
 			})
 			u, full := newUpper(t, dir, "a", "b"), 0
 			for _, vm := range []string{"a", "b"} {
-				r := ref(t, vm, minUpper)
+				r := ref(t, vm, MinSize)
 				err := u.Acquire(t.Context(), r)
 				if err == nil {
 					continue
@@ -230,7 +230,7 @@ func TestFewTemplatesAreKept(t *testing.T) {
 	dir := t.TempDir()
 	u := newUpper(t, dir, "a")
 	for i := range int64(keptTemplates + 3) {
-		if err := u.Acquire(t.Context(), ref(t, "a", minUpper+i*mib)); err != nil {
+		if err := u.Acquire(t.Context(), ref(t, "a", MinSize+i*mib)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -238,7 +238,41 @@ func TestFewTemplatesAreKept(t *testing.T) {
 	if err != nil || len(left) != keptTemplates {
 		t.Errorf("%d are left, %v", len(left), err)
 	}
-	if last := fmt.Sprintf("upper-%d.ext4", minUpper+(keptTemplates+2)*mib); !slices.ContainsFunc(left, func(e fs.DirEntry) bool { return e.Name() == last }) {
+	if last := fmt.Sprintf("upper-%d.ext4", MinSize+(keptTemplates+2)*mib); !slices.ContainsFunc(left, func(e fs.DirEntry) bool { return e.Name() == last }) {
 		t.Errorf("the newest is gone: %v", left)
+	}
+}
+
+// TestGrow grows a disk and does not shrink it; each name is a new one.
+func TestGrow(t *testing.T) {
+	d := New(KindWork, t.TempDir())
+	name := d.Name("vms/a")
+	if name == d.Name("vms/a") {
+		t.Errorf("the name %s twice", name)
+	}
+	file, err := d.Path(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.MkdirAll(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	spec, err := json.Marshal(Spec{Size: MinSize})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Acquire(t.Context(), resource.Ref{Kind: KindWork, Name: name, Spec: spec}); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		size, want int64
+		code       api.Code
+	}{{2 * MinSize, 2 * MinSize, ""}, {2 * MinSize, 2 * MinSize, ""}, {MinSize, 2 * MinSize, api.CodeInvalid}} {
+		if _, err := d.Grow(name, step.size); api.CodeOf(err) != step.code {
+			t.Errorf("grow to %d: %v", step.size, err)
+		}
+		if info, err := os.Stat(file); err != nil || info.Size() != step.want {
+			t.Errorf("grow to %d: the file: %v, %v", step.size, info, err)
+		}
 	}
 }

@@ -1,0 +1,147 @@
+package vm
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"time"
+
+	"banger/api"
+	"banger/internal/disk"
+	"banger/internal/guest/wire"
+	"banger/internal/linux"
+)
+
+// Set changes what a VM is. Sizes and NAT change at once, CPUs and memory at the
+// next start; api.VM.Pending tells.
+func (s *Service) Set(_ context.Context, caller uint32, ref string, req api.SetVM) (api.Operation, error) {
+	return s.operate(caller, ref, "vm.set", func(ctx context.Context, o *owner, report api.Reporter) error {
+		return o.alter(ctx, func(ctx context.Context, rec Record, l *live, _ api.Reporter) (Record, error) {
+			return s.set(ctx, rec, l, req)
+		}, report)
+	})
+}
+
+func (s *Service) set(ctx context.Context, rec Record, l *live, req api.SetVM) (Record, error) {
+	to := rec
+	to.Name, to.CPUs, to.NAT = or(req.Name, rec.Name), or(req.CPUs, rec.CPUs), or(req.NAT, rec.NAT)
+	to.Memory = roundDown(or(req.Memory, rec.Memory))
+	root, work := roundUp(or(req.RootSize, rec.RootSize)), roundUp(or(req.DiskSize, rec.DiskSize))
+	total, err := linux.MemTotal()
+	if err != nil {
+		return rec, err
+	}
+	if err := validate(fmt.Sprintf("change VM %q", rec.Name), api.CreateVM{
+		Name: to.Name, CPUs: to.CPUs, Memory: to.Memory, RootSize: root, DiskSize: &work, Network: to.Network,
+	}, total); err != nil {
+		return rec, err
+	}
+	for _, d := range []struct {
+		what     string
+		has, get int64
+	}{{"root", rec.RootSize, root}, {"work disk", rec.DiskSize, work}} {
+		if d.get < d.has {
+			return rec, api.Errorf(api.CodeInvalid, "change VM %q: its %s has %d MiB and cannot shrink to %d MiB: what it holds could be cut off",
+				rec.Name, d.what, d.has>>20, d.get>>20).WithHint("make a new VM with a smaller one and copy what you need")
+		}
+	}
+	if to.NAT != rec.NAT && rec.Network == api.NetworkNone {
+		return rec, api.Errorf(api.CodeConflict, "change VM %q: it is not on the network, so there is no NAT to change", rec.Name)
+	}
+	names, err := s.diskNames(ctx, rec.ID)
+	if err != nil {
+		return rec, err
+	}
+	// What follows is done step by step; the record tells how far it came.
+	if to.Name != rec.Name {
+		if err := s.store.UpdateVM(ctx, to); err != nil { // the name may be taken
+			return rec, err
+		}
+	}
+	var grown []string
+	for _, d := range []struct {
+		disks *disk.Disks
+		name  string // empty: it will be made with its size at the next start
+		size  *int64
+		want  int64
+	}{{s.uppers, names.upper, &to.RootSize, root}, {s.works, names.work, &to.DiskSize, work}} {
+		if d.name != "" && *d.size != d.want {
+			path, err := d.disks.Grow(d.name, d.want)
+			if err != nil {
+				return to, err
+			}
+			grown = append(grown, path)
+		}
+		*d.size = d.want
+	}
+	if l == nil {
+		return to, nil // the agent sees to the file systems and the name at the next start
+	}
+	if err := l.resize(ctx, grown); err != nil {
+		return to, fmt.Errorf("change VM %q: its guest will see the new size at its next start: %w", rec.Name, err)
+	}
+	if to.Name != rec.Name {
+		if conn := l.connection(); conn != nil {
+			return to, conn.Configure(ctx, wire.Configure{Hostname: to.Name})
+		}
+	}
+	return to, nil
+}
+
+func or[T any](p *T, otherwise T) T {
+	if p == nil {
+		return otherwise
+	}
+	return *p
+}
+
+// Restart stops a VM, if it runs, and starts it.
+func (s *Service) Restart(_ context.Context, caller uint32, ref string, timeout time.Duration) (api.Operation, error) {
+	return s.operate(caller, ref, "vm.restart", func(ctx context.Context, o *owner, report api.Reporter) error {
+		if o.view().State != api.VMStopped {
+			report(api.Progress{Step: "stop"})
+			if err := o.do(ctx, evStop, cmp.Or(timeout, DefaultStopTimeout), report); err != nil {
+				return err
+			}
+		}
+		return o.do(ctx, evStart, 0, report)
+	})
+}
+
+// Reset gives a VM a fresh root, as at its creation; its work disk stays. One that
+// runs is stopped for it and started again.
+func (s *Service) Reset(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return s.operate(caller, ref, "vm.reset", func(ctx context.Context, o *owner, report api.Reporter) error {
+		was := o.view().State
+		if was != api.VMStopped {
+			report(api.Progress{Step: "stop"})
+			if err := o.do(ctx, evStop, DefaultStopTimeout, report); err != nil {
+				return err
+			}
+		}
+		if err := o.alter(ctx, s.resetRoot, report); err != nil || was == api.VMStopped {
+			return err
+		}
+		return o.do(ctx, evStart, 0, report)
+	})
+}
+
+// resetRoot drops the upper; the next start makes a new one.
+func (s *Service) resetRoot(ctx context.Context, rec Record, l *live, _ api.Reporter) (Record, error) {
+	if l != nil {
+		return rec, api.Errorf(api.CodeConflict, "reset VM %q: it was started meanwhile", rec.Name).WithHint("banger vm reset %s", rec.Name)
+	}
+	return rec, s.releaseDisk(ctx, rec.ID, disk.KindUpper)
+}
+
+// Promote makes an image, of which the caller is the owner, of a stopped VM's root.
+func (s *Service) Promote(_ context.Context, caller uint32, ref, image string) (api.Operation, error) {
+	return s.operate(caller, ref, "vm.promote", func(ctx context.Context, o *owner, report api.Reporter) error {
+		return o.alter(ctx, func(ctx context.Context, rec Record, l *live, report api.Reporter) (Record, error) {
+			if l != nil {
+				return rec, api.Errorf(api.CodeConflict, "promote VM %q: it runs", rec.Name).WithHint("banger vm stop %s", rec.Name)
+			}
+			return rec, s.promote(ctx, rec, caller, image, report)
+		}, report)
+	})
+}

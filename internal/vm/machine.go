@@ -1,0 +1,147 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+
+	"banger/internal/disk"
+	"banger/internal/guest/wire"
+	"banger/internal/resource"
+	"banger/internal/vmm"
+)
+
+// runSpec is what a machine was started with that its VM's record may no longer
+// say. It is kept with the run in the ledger.
+type runSpec struct {
+	CPUs   int
+	Memory int64 // bytes
+}
+
+// differs names what the record asks for and the next start will bring.
+func (r runSpec) differs(rec Record) []string {
+	var names []string
+	if r.CPUs != rec.CPUs {
+		names = append(names, "cpus")
+	}
+	if r.Memory != rec.Memory {
+		names = append(names, "memory")
+	}
+	return names
+}
+
+// diskNames are the names in the ledger of the disks of a VM; empty where it has none.
+type diskNames struct{ dir, upper, work string }
+
+func (s *Service) diskNames(ctx context.Context, id string) (diskNames, error) {
+	held, err := s.ledger.Held(ctx, ownerOf(id))
+	var names diskNames
+	for _, ref := range held {
+		switch ref.Kind {
+		case KindDir:
+			names.dir = ref.Name
+		case disk.KindUpper:
+			names.upper = ref.Name
+		case disk.KindWork:
+			names.work = ref.Name
+		}
+	}
+	return names, err
+}
+
+// acquireDisks makes what a VM is to hold for its life and does not hold yet. What
+// it made is given back when it does not succeed.
+func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
+	names, err := s.diskNames(ctx, rec.ID)
+	if err != nil {
+		return err
+	}
+	var made []resource.Ref
+	defer func() {
+		for i := len(made) - 1; i >= 0 && err != nil; i-- {
+			if rerr := s.ledger.Release(context.WithoutCancel(ctx), made[i]); rerr != nil {
+				err = errors.Join(err, rerr)
+				return
+			}
+		}
+	}()
+	dir := "vms/" + rec.ID
+	for _, want := range []struct {
+		kind, has, name string
+		spec            any
+		needed          bool
+	}{
+		{KindDir, names.dir, dir, nil, true},
+		{disk.KindUpper, names.upper, s.uppers.Name(dir), disk.Spec{Size: rec.RootSize}, true},
+		{disk.KindWork, names.work, s.works.Name(dir), disk.Spec{Size: rec.DiskSize}, rec.DiskSize > 0},
+	} {
+		if want.has != "" || !want.needed {
+			continue
+		}
+		ref, err := s.ledger.Acquire(ctx, ownerOf(rec.ID), want.kind, want.name, want.spec)
+		if err != nil {
+			return err
+		}
+		made = append(made, ref)
+	}
+	return nil
+}
+
+// machine describes the machine of a VM that has its resources.
+func (s *Service) machine(ctx context.Context, rec Record, runDir, cgroup string) (vmm.Machine, error) {
+	layers, err := s.assets.Disks(ctx, rec.ImageID)
+	if err != nil {
+		return vmm.Machine{}, err
+	}
+	boot, err := s.assets.Boot(ctx, rec.Kernel)
+	if err != nil {
+		return vmm.Machine{}, err
+	}
+	names, err := s.diskNames(ctx, rec.ID)
+	if err != nil {
+		return vmm.Machine{}, err
+	}
+	upper, err := s.uppers.Path(names.upper)
+	if err != nil {
+		return vmm.Machine{}, err
+	}
+	dir := s.vmDir(rec.ID)
+	m := vmm.Machine{
+		ID: rec.ID, CPUs: rec.CPUs, Memory: rec.Memory, Kernel: boot.Vmlinux, Initrd: boot.Initramfs,
+		Console: filepath.Join(dir, "console.log"), Log: filepath.Join(dir, "vmm.log"),
+		RunDir: s.runDirs.Path(runDir), Cgroup: s.cgroups.Path(cgroup),
+	}
+	attach := func(path string, readOnly bool) string {
+		m.Disks = append(m.Disks, vmm.Disk{Path: path, ReadOnly: readOnly})
+		return "vd" + string(rune('a'+len(m.Disks)-1))
+	}
+	words := wire.Boot{Sync: rec.Sync}
+	for _, path := range layers {
+		words.Layers = append(words.Layers, attach(path, true))
+	}
+	words.Upper = attach(upper, false)
+	words.Modules = attach(boot.Modules, true)
+	if rec.DiskSize > 0 && names.work != "" {
+		work, err := s.works.Path(names.work)
+		if err != nil {
+			return vmm.Machine{}, err
+		}
+		words.Work = attach(work, false)
+	}
+	m.Cmdline = words.Cmdline()
+	return m, nil
+}
+
+// releaseDisk gives back the disks of one kind that a VM holds.
+func (s *Service) releaseDisk(ctx context.Context, id, kind string) error {
+	held, err := s.ledger.Held(ctx, ownerOf(id))
+	if err != nil {
+		return err
+	}
+	for _, ref := range held {
+		if ref.Kind == kind {
+			err = errors.Join(err, s.ledger.Release(ctx, ref))
+		}
+	}
+	return err
+}

@@ -1,0 +1,67 @@
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"banger/api"
+	"banger/internal/guest"
+)
+
+// readMemory is what a machine that only reads a root is given, in bytes.
+const readMemory = 512 << 20
+
+// readOwnerOf is the owner in the ledger of a machine that reads a VM's root.
+func readOwnerOf(id string) string { return "vm/" + id + "/read" }
+
+// promote makes an image of the root of a VM that is stopped. The host does not
+// look into a guest's file system: a machine with the VM's root and nothing else
+// is booted, in which none of the root's programs run, and its agent sends the
+// archive.
+func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image string, report api.Reporter) (err error) {
+	defer func() {
+		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		err = errors.Join(err, s.ledger.ReleaseOwner(after, readOwnerOf(rec.ID)))
+	}()
+	if err := s.acquireDisks(ctx, rec); err != nil {
+		return err
+	}
+	only := rec
+	only.CPUs, only.Memory, only.DiskSize, only.Network, only.Init = 1, readMemory, 0, api.NetworkNone, false
+	b, err := s.boot(ctx, readOwnerOf(rec.ID), only, report)
+	if err != nil {
+		return fmt.Errorf("read the root of VM %q: %w", rec.Name, err)
+	}
+	defer func() { b.conn.Close(); err = errors.Join(err, b.inst.Close()) }()
+	tar, err := readRoot(ctx, b.conn)
+	if err != nil {
+		return fmt.Errorf("read the root of VM %q: %w", rec.Name, err)
+	}
+	defer tar.Close()
+	report(api.Progress{Step: "import"})
+	return s.assets.Import(ctx, uid, image, tar, report)
+}
+
+// readRoot has an agent send its root, without what is mounted in it, as a tar
+// archive. What the guest sends is for the importer to check.
+func readRoot(ctx context.Context, conn *guest.Conn) (io.ReadCloser, error) {
+	query := url.Values{"path": {"/"}, "one_file_system": {"true"}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/files?"+query.Encode(), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := conn.Transport().RoundTrip(req)
+	if err != nil {
+		return nil, api.Errorf(api.CodeGuest, "ask agent for its files: %w", err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, errors.Join(api.Errorf(api.CodeGuest, "ask agent for its files: it answers %s", resp.Status), resp.Body.Close())
+	}
+	return resp.Body, nil
+}
