@@ -43,7 +43,7 @@ type VM struct {
 	PID       int        `json:"pid,omitempty" doc:"Process id of the VMM, while it runs."`
 	Agent     string     `json:"agent,omitempty" doc:"Version of the agent in the guest, while it runs."`
 	Created   time.Time  `json:"created"`
-	Started   *time.Time `json:"started,omitempty" doc:"When it last became running, while it runs."`
+	Started   *time.Time `json:"started,omitempty" doc:"When it was last started, while it runs."`
 	Pending   []string   `json:"pending,omitempty" doc:"What was changed and takes effect at the next start, e.g. memory."`
 	LastError string     `json:"last_error,omitempty" doc:"Why it is not running although it should be, or why its last operation came to nothing."`
 }

@@ -68,7 +68,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, report api
 	if err != nil {
 		return booted{}, err
 	}
-	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory}
+	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now()}
 	runDir, cgroup := "vm/"+resource.RandomName(4), s.cgroups.Name(resource.RandomName(4))
 	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
 		return booted{}, err

@@ -23,13 +23,12 @@ const (
 // live is what is momentarily true of a VM: its VMM and the channel to its agent,
 // which is made anew whenever it breaks.
 type live struct {
-	inst    vmm.Instance
-	engine  string
-	spec    runSpec
-	disks   []vmm.Disk // in the order of the machine
-	started time.Time
-	stop    context.CancelFunc
-	ended   chan struct{} // closed when keep has returned
+	inst   vmm.Instance
+	engine string
+	spec   runSpec
+	disks  []vmm.Disk // in the order of the machine
+	stop   context.CancelFunc
+	ended  chan struct{} // closed when keep has returned
 
 	mu      sync.Mutex
 	rec     Record // as the guest is to know it
@@ -74,7 +73,7 @@ func newLive(b booted, rec Record) *live {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &live{
 		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, disks: b.disks,
-		started: time.Now(), stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
+		stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
 	}
 	if b.conn != nil {
 		l.set(b.conn, b.health.Version)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"time"
 
 	"banger/internal/disk"
 	"banger/internal/guest/wire"
@@ -14,8 +15,9 @@ import (
 // runSpec is what a machine was started with that its VM's record may no longer
 // say. It is kept with the run in the ledger.
 type runSpec struct {
-	CPUs   int
-	Memory int64 // bytes
+	CPUs    int
+	Memory  int64 // bytes
+	Started time.Time
 }
 
 // differs names what the record asks for and the next start will bring.
