@@ -12,8 +12,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/hashicorp/yamux"
 
@@ -37,6 +40,7 @@ const (
 const (
 	requestTimeout = 10 * time.Second
 	maxBody        = 64 << 10
+	maxMessage     = 1 << 10
 )
 
 // Conn is a connection to an agent. Its methods may be called concurrently.
@@ -55,9 +59,6 @@ func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, e
 	c := &Conn{done: make(chan struct{})}
 	open := dial
 	if kind == Serial {
-		if err := c.startSession(ctx, dial, sync); err != nil {
-			return nil, err
-		}
 		open = func(context.Context) (net.Conn, error) { return c.session.Open() }
 	}
 	c.transport = &http.Transport{
@@ -67,6 +68,11 @@ func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, e
 		ResponseHeaderTimeout:  30 * time.Second,
 		DisableCompression:     true,
 		IdleConnTimeout:        time.Minute,
+	}
+	if kind == Serial {
+		if err := c.startSession(ctx, dial, sync); err != nil {
+			return nil, err
+		}
 	}
 	health, err := c.Health(ctx)
 	if err != nil {
@@ -105,10 +111,23 @@ func (c *Conn) startSession(ctx context.Context, dial Dialer, secret string) err
 	return nil
 }
 
-// Health asks the agent who it is.
+// Health asks the agent who it is. What it says of itself is printable and short.
 func (c *Conn) Health(ctx context.Context) (wire.Health, error) {
 	var h wire.Health
-	return h, c.do(ctx, "ask agent for its health", http.MethodGet, "/health", nil, &h)
+	err := c.do(ctx, "ask agent for its health", http.MethodGet, "/health", nil, &h)
+	h.Version, h.BootID = plain(h.Version, 64), plain(h.BootID, 64)
+	return h, err
+}
+
+// plain returns the printable ones among the first n bytes of what a guest says,
+// which is shown on terminals.
+func plain(s string, n int) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) && r != utf8.RuneError {
+			return r
+		}
+		return -1
+	}, s[:min(n, len(s))])
 }
 
 // Configure tells the agent the guest's name, time and the like.
@@ -172,7 +191,7 @@ func (c *Conn) do(ctx context.Context, what, method, path string, in, out any) e
 		if json.Unmarshal(answer, &e) != nil || e.Message == "" {
 			e.Message = resp.Status
 		}
-		return api.Errorf(api.CodeGuest, "%s: %q", what, e.Message)
+		return api.Errorf(api.CodeGuest, "%s: %q", what, plain(e.Message, maxMessage))
 	}
 	if out == nil {
 		return nil

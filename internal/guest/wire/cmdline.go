@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -62,7 +63,7 @@ func ParseBoot(cmdline string) (Boot, error) {
 			b.Init = true
 		}
 	}
-	if len(b.Layers) == 0 || b.Layers[0] == "" || b.Upper == "" {
+	if len(b.Layers) == 0 || slices.Contains(b.Layers, "") || b.Upper == "" {
 		return Boot{}, fmt.Errorf("kernel command line: banger.layers and banger.upper are needed, got %q", cmdline)
 	}
 	return b, nil
