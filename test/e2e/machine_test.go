@@ -165,13 +165,13 @@ func daemonKilled(t *testing.T, h *hosttest.Host) {
 }
 
 func stopStart(t *testing.T, h *hosttest.Host) {
-	h.Must(t, "vm", "exec", "m", "--", "sh", "-c", "echo kept >/root/file; chmod 4711 /root/file")
+	h.Must(t, "vm", "exec", "m", "--", "sh", "-c", "echo kept >/srv/file; chmod 4711 /srv/file; echo too >/root/file")
 	h.Must(t, "vm", "stop", "m")
 	if r := h.Banger(t, "vm", "exec", "m", "--", "true"); r.Exit != exitConflict || !strings.Contains(r.Stderr, "vm start") {
 		t.Errorf("exec in a stopped VM: exit status %d, want %d and a hint\n%s", r.Exit, exitConflict, r.Stderr)
 	}
 	h.Must(t, "vm", "start", "m")
-	if got := h.Must(t, "vm", "exec", "m", "--", "sh", "-c", "cat /root/file; stat -c %a /root/file"); got != "kept\n4711" {
+	if got := h.Must(t, "vm", "exec", "m", "--", "sh", "-c", "cat /srv/file /root/file; stat -c %a /srv/file"); got != "kept\ntoo\n4711" {
 		t.Errorf("after stop and start: %q", got)
 	}
 	if logs := h.Must(t, "vm", "logs", "m"); !strings.Contains(logs, "reboot: Power down") {
