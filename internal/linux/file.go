@@ -9,25 +9,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// PunchHole gives the blocks of a part of a file back to the file system; its size
-// stays; fallocate(2).
-func PunchHole(f *os.File, off, length int64) error {
-	if err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length); err != nil {
-		return fmt.Errorf("punch hole in %s: %w", f.Name(), err)
-	}
-	return nil
-}
-
-// FirstData returns the offset of the first byte of f that is not in a hole, or its
-// size; lseek(2). The file's own offset is undefined after.
-func FirstData(f *os.File) (int64, error) {
-	off, err := unix.Seek(int(f.Fd()), 0, unix.SEEK_DATA)
-	if errors.Is(err, unix.ENXIO) {
-		return f.Seek(0, io.SeekEnd)
-	}
-	return off, err
-}
-
 // MemFile returns a file that lives in memory and has no path; memfd_create(2). Name
 // is what /proc shows.
 func MemFile(name string) (*os.File, error) {

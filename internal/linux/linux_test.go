@@ -122,18 +122,6 @@ func TestCopySparse(t *testing.T) {
 	if err := linux.CopySparse(dst, src); !errors.Is(err, os.ErrExist) {
 		t.Errorf("a copy over a file: %v", err)
 	}
-	if off, err := linux.FirstData(f); err != nil || off != at {
-		t.Errorf("FirstData: %d, %v", off, err)
-	}
-	if err := linux.PunchHole(f, at, int64(len(data))); err != nil {
-		t.Fatal(err)
-	}
-	if off, err := linux.FirstData(f); err != nil || off != size {
-		t.Errorf("FirstData of a file of nothing: %d, %v", off, err)
-	}
-	if n, err := linux.Allocated(src); err != nil || n != 0 {
-		t.Errorf("after the hole %d bytes are taken, %v", n, err)
-	}
 }
 
 func TestAwaitEnd(t *testing.T) {

@@ -5,14 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"time"
 
 	"banger/api"
 	"banger/internal/guest"
 	"banger/internal/guest/wire"
-	"banger/internal/linux"
 	"banger/internal/resource"
 	"banger/internal/vmm"
 )
@@ -99,8 +97,8 @@ func (s *Service) bootError(rec Record, inst vmm.Instance, err error) error {
 		err = fmt.Errorf("the VMM ended during the boot: %s", inst.Exit().Log)
 	default:
 	}
-	if text, rerr := os.ReadFile(filepath.Join(s.vmDir(rec.ID), "console.log")); rerr == nil && len(text) > 0 {
-		err = fmt.Errorf("%w; the console ended with: %q", err, text[max(0, len(text)-300):])
+	if text, rerr := readTail(s.consolePath(rec.ID), 300); rerr == nil && len(text) > 0 {
+		err = fmt.Errorf("%w; the console ended with: %q", err, text)
 	}
 	return api.Errorf(api.CodeGuest, "boot: %w", err).WithHint("banger vm logs %s shows the whole console", rec.Name)
 }
@@ -187,26 +185,4 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 		return nil, err
 	}
 	return newLive(booted{inst: inst, engine: s.driver.Name() + "/" + info.Accel, spec: spec, disks: m.Disks}, rec), nil
-}
-
-// trimConsole gives the beginning of a long console file back to the disk. A hole
-// keeps the VMM's append-only writes undisturbed.
-func (s *Service) trimConsole(id string) {
-	f, err := os.OpenFile(filepath.Join(s.vmDir(id), "console.log"), os.O_RDWR, 0)
-	if err != nil {
-		return // never started
-	}
-	defer f.Close()
-	first, err := linux.FirstData(f)
-	if err != nil {
-		return
-	}
-	info, err := f.Stat()
-	if err != nil || info.Size()-first < consoleMax {
-		return
-	}
-	end := (info.Size() - consoleKeep) &^ 4095
-	if err := linux.PunchHole(f, 0, end); err != nil {
-		s.log.Warn("trim console", "file", f.Name(), "err", err)
-	}
 }

@@ -110,7 +110,7 @@ func (s *Service) machine(ctx context.Context, rec Record, runDir, cgroup string
 	dir := s.vmDir(rec.ID)
 	m := vmm.Machine{
 		ID: rec.ID, CPUs: rec.CPUs, Memory: rec.Memory, Kernel: boot.Vmlinux, Initrd: boot.Initramfs,
-		Console: filepath.Join(dir, "console.log"), Log: filepath.Join(dir, "vmm.log"),
+		Console: s.consolePath(rec.ID), Log: filepath.Join(dir, "vmm.log"),
 		RunDir: s.runDirs.Path(runDir), Cgroup: s.cgroups.Path(cgroup),
 	}
 	attach := func(path string, readOnly bool) string {

@@ -10,14 +10,6 @@ import (
 	"banger/api"
 )
 
-// consoleMax is how much a console file may take before its beginning is dropped,
-// consoleKeep how much stays then.
-const (
-	consoleMax  = 4 << 20
-	consoleKeep = 1 << 20
-	consoleTick = 5 * time.Second
-)
-
 // command is a request to an owner. Its context cancels the job that it becomes.
 type command struct {
 	ctx     context.Context

@@ -11,7 +11,6 @@ import (
 	"maps"
 	"net/http"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -320,20 +319,22 @@ func (s *Service) Logs(_ context.Context, caller uint32, ref string) (io.ReadClo
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(filepath.Join(s.vmDir(o.id), "console.log"))
+	f, err := os.Open(s.consolePath(o.id))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, api.Errorf(api.CodeConflict, "console of VM %q: it was never started", o.name()).WithHint("banger vm start %s", o.name())
 	}
 	if err != nil {
 		return nil, err
 	}
-	if first, err := linux.FirstData(f); err == nil {
-		_, err = f.Seek(first, io.SeekStart)
-		if err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
+	info, err := f.Stat()
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	return f, nil
+	// A guest may write faster than a client reads.
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.LimitReader(f, info.Size()), f}, nil
 }
 
 // Lease holds an ephemeral VM until release is called.

@@ -27,6 +27,7 @@ func TestMachine(t *testing.T) {
 	t.Run("terminal", func(t *testing.T) { terminal(t, h) })
 	t.Run("inside", func(t *testing.T) { inside(t, h) })
 	t.Run("names", func(t *testing.T) { names(t, h) })
+	t.Run("console flooded", func(t *testing.T) { consoleFlooded(t, h) })
 	t.Run("daemon killed", func(t *testing.T) { daemonKilled(t, h) })
 	t.Run("stop and start", func(t *testing.T) { stopStart(t, h) })
 

@@ -1,0 +1,88 @@
+package vm
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// consoleMax is how much a console file may hold before its beginning is dropped,
+// consoleKeep how much stays then, in bytes. While no daemon runs, the VMM's own
+// limit on the size of its files is what bounds it: see vmm.Machine.
+const (
+	consoleMax  = 4 << 20
+	consoleKeep = 1 << 20
+	consoleTick = 5 * time.Second
+)
+
+func (s *Service) consolePath(id string) string { return filepath.Join(s.vmDir(id), "console.log") }
+
+// trimConsole makes a long console file short again.
+func (s *Service) trimConsole(id string) {
+	if err := dropHead(s.consolePath(id), consoleMax, consoleKeep); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("trim console", "vm", id, "err", err)
+	}
+}
+
+// dropHead cuts a file of more than most bytes down to about its last keep, from the
+// beginning of a line on. The VMM, which appends, keeps the file open, so that it
+// has to become shorter in place: were its beginning a hole instead, the offset would
+// grow until it met the VMM's limit, and the console would fall silent. What is
+// appended between the last read and the truncation is lost.
+func dropHead(path string, most, keep int64) (err error) {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil || info.Size() <= most {
+		return err
+	}
+	tail, err := io.ReadAll(io.NewSectionReader(f, info.Size()-keep, keep))
+	if err != nil {
+		return err
+	}
+	if _, line, found := bytes.Cut(tail, []byte("\n")); found && len(line) > 0 {
+		tail = line
+	}
+	if _, err := f.WriteAt(tail, 0); err != nil {
+		return err
+	}
+	to := int64(len(tail))
+	for from := info.Size(); to < most; { // what has come since
+		n, err := io.Copy(io.NewOffsetWriter(f, to), io.NewSectionReader(f, from, most-to))
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			break
+		}
+		from, to = from+n, to+n
+	}
+	return f.Truncate(to)
+}
+
+// readTail returns the last n bytes of a file, at most.
+func readTail(path string, n int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	from := max(0, info.Size()-n)
+	text, err := io.ReadAll(io.NewSectionReader(f, from, n))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", path, err)
+	}
+	return text, nil
+}
