@@ -44,6 +44,7 @@ type VM struct {
 	Agent     string     `json:"agent,omitempty" doc:"Version of the agent in the guest, while it runs."`
 	Created   time.Time  `json:"created"`
 	Started   *time.Time `json:"started,omitempty" doc:"When it was last started, while it runs."`
+	Steps     []Step     `json:"steps,omitempty" doc:"How long each step of the last start took, while it runs and the daemon that started it does."`
 	Pending   []string   `json:"pending,omitempty" doc:"What was changed and takes effect at the next start, e.g. memory."`
 	LastError string     `json:"last_error,omitempty" doc:"Why it is not running although it should be, or why its last operation came to nothing."`
 }
@@ -71,6 +72,12 @@ type CreateVM struct {
 	Init      bool    `json:"init,omitempty" doc:"Boot the image's own init (systemd, openrc) as process 1."`
 	Start     bool    `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
 	Ephemeral bool    `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
+}
+
+// Step is a step of a start: disk, engine, cgroup, process, kernel, agent.
+type Step struct {
+	Name    string  `json:"name"`
+	Seconds float64 `json:"seconds"`
 }
 
 // SetVM asks for changes to a VM; what is absent stays as it is.

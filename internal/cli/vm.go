@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"banger/api"
@@ -146,6 +147,15 @@ func listCommand(d *deps) *cobra.Command {
 	return c
 }
 
+// steps is the time line of a start.
+func steps(all []api.Step) string {
+	var words []string
+	for _, s := range all {
+		words = append(words, fmt.Sprintf("%s %.0f ms", s.Name, 1000*s.Seconds))
+	}
+	return strings.Join(words, ", ")
+}
+
 // orJSON prints v, unless there is an error.
 func orJSON(d *deps, v any, err error) error {
 	if err != nil {
@@ -167,6 +177,12 @@ func showCommand(d *deps) *cobra.Command {
 		}
 		if v.Started != nil {
 			rows = append(rows, []string{"started", ago(*v.Started)}, []string{"engine", v.Engine}, []string{"pid", str(v.PID)})
+		}
+		if len(v.Steps) > 0 {
+			rows = append(rows, []string{"start", steps(v.Steps)})
+		}
+		if len(v.Pending) > 0 {
+			rows = append(rows, []string{"next start", strings.Join(v.Pending, ", ") + " will change"})
 		}
 		if v.LastError != "" {
 			rows = append(rows, []string{"last error", v.LastError})

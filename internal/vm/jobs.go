@@ -39,10 +39,12 @@ func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l
 			err = fmt.Errorf("start VM %q: %w", rec.Name, errors.Join(err, s.releaseRun(rec)))
 		}
 	}()
+	watch := newStopwatch()
 	if err := s.acquireDisks(ctx, rec); err != nil {
 		return nil, err
 	}
-	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, report)
+	watch.lap("disk")
+	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, watch, report)
 	if err != nil {
 		return nil, err
 	}
@@ -57,15 +59,17 @@ type booted struct {
 	disks  []vmm.Disk
 	conn   *guest.Conn // nil: the channel is to be made
 	health wire.Health
+	steps  []api.Step
 }
 
 // boot starts the machine of a VM that has its disks, on behalf of an owner in the
 // ledger, who is to give back what it acquires, also after an error.
-func (s *Service) boot(ctx context.Context, owner string, rec Record, report api.Reporter) (booted, error) {
+func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *stopwatch, report api.Reporter) (booted, error) {
 	info, err := s.driver.Check(ctx)
 	if err != nil {
 		return booted{}, err
 	}
+	watch.lap("engine") // slow the first time
 	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now()}
 	runDir, cgroup := "vm/"+resource.RandomName(4), s.cgroups.Name(resource.RandomName(4))
 	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
@@ -74,6 +78,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, report api
 	if _, err := s.ledger.Acquire(ctx, owner, KindCgroup, cgroup, nil); err != nil {
 		return booted{}, err
 	}
+	watch.lap("cgroup")
 	m, err := s.machine(ctx, rec, runDir, cgroup)
 	if err != nil {
 		return booted{}, err
@@ -83,11 +88,14 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, report api
 	if err != nil {
 		return booted{}, err
 	}
+	watch.lap("process")
 	conn, health, err := connect(ctx, inst, rec)
 	if err != nil {
 		return booted{}, errors.Join(s.bootError(rec, inst, err), inst.Close())
 	}
-	return booted{inst, s.driver.Name() + "/" + info.Accel, spec, m.Disks, conn, health}, nil
+	watch.lap("kernel")
+	watch.split("agent", health.Uptime-health.Started)
+	return booted{inst, s.driver.Name() + "/" + info.Accel, spec, m.Disks, conn, health, watch.steps}, nil
 }
 
 // bootError says why the agent did not answer, with what the console said last.

@@ -26,6 +26,7 @@ type live struct {
 	inst   vmm.Instance
 	engine string
 	spec   runSpec
+	steps  []api.Step
 	disks  []vmm.Disk // in the order of the machine
 	stop   context.CancelFunc
 	ended  chan struct{} // closed when keep has returned
@@ -72,7 +73,7 @@ func connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, w
 func newLive(b booted, rec Record) *live {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &live{
-		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, disks: b.disks,
+		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, steps: b.steps, disks: b.disks,
 		stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
 	}
 	if b.conn != nil {

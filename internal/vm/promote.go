@@ -34,7 +34,7 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 	}
 	only := rec
 	only.CPUs, only.Memory, only.DiskSize, only.Network, only.Init = 1, readMemory, 0, api.NetworkNone, false
-	b, err := s.boot(ctx, readOwnerOf(rec.ID), only, report)
+	b, err := s.boot(ctx, readOwnerOf(rec.ID), only, newStopwatch(), report)
 	if err != nil {
 		return fmt.Errorf("read the root of VM %q: %w", rec.Name, err)
 	}

@@ -29,7 +29,8 @@ type Health struct {
 	Version  string  `json:"version"`
 	Protocol int     `json:"protocol"`
 	BootID   string  `json:"boot_id"`
-	Uptime   float64 `json:"uptime"` // seconds
+	Uptime   float64 `json:"uptime"`  // seconds since the kernel's start
+	Started  float64 `json:"started"` // when the agent itself was started, seconds after the kernel
 }
 
 // Configure is the body of POST /configure. It may be sent again at any time;
