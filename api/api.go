@@ -121,6 +121,7 @@ type Operation struct {
 	Status   OperationStatus `json:"status" enum:"running,succeeded,failed,cancelled"`
 	Progress Progress        `json:"progress"`
 	Error    *Error          `json:"error,omitempty"`
+	Result   string          `json:"result,omitempty" doc:"Name of what was made, where Target does not say it."`
 	Created  time.Time       `json:"created"`
 	Finished *time.Time      `json:"finished,omitempty"`
 }

@@ -59,6 +59,7 @@ type Error struct {
 	Code    Code   `json:"code" enum:"not_found,already_exists,invalid,conflict,unavailable,no_space,permission_denied,unsupported,guest,internal" doc:"What kind of error this is."`
 	Message string `json:"message" doc:"The operation, the object and the reason, on one line."`
 	Hint    string `json:"hint,omitempty" doc:"What to do next, where it is known."`
+	Object  string `json:"object,omitempty" doc:"With not_found, what is missing where the request did not have it as its subject: image/NAME, kernel/NAME, or kernel/ where there is none at all."`
 
 	cause error
 }
@@ -81,6 +82,14 @@ func (e *Error) WithHint(format string, args ...any) *Error {
 	return &c
 }
 
+// Missing returns a copy of e that says which object is missing: its kind, image or
+// kernel, and its name.
+func (e *Error) Missing(kind, name string) *Error {
+	c := *e
+	c.Object = kind + "/" + name
+	return &c
+}
+
 func (e *Error) Error() string { return e.Message }
 
 // Unwrap returns the error that the message was made from, if any.
@@ -88,7 +97,7 @@ func (e *Error) Unwrap() error { return e.cause }
 
 // AsError finds the Error in err's chain. What carries none becomes an Error
 // with CodeInternal; where outer layers added words to the message of an Error,
-// the words are kept and code and hint are taken from the inner one.
+// the words are kept and code, hint and object are taken from the inner one.
 func AsError(err error) *Error {
 	if err == nil {
 		return nil
@@ -100,7 +109,7 @@ func AsError(err error) *Error {
 	if inner.Message == err.Error() {
 		return inner
 	}
-	return &Error{Code: inner.Code, Message: err.Error(), Hint: inner.Hint, cause: err}
+	return &Error{Code: inner.Code, Message: err.Error(), Hint: inner.Hint, Object: inner.Object, cause: err}
 }
 
 // CodeOf returns the code of err, CodeInternal where it has none.

@@ -36,6 +36,13 @@ type ExecOptions struct {
 	Resize  <-chan api.WindowSize
 	Signals <-chan string // names without SIG: INT, TERM, ...
 
+	// Opened is called once, before the command is sent to the guest. From then on
+	// it may run there and what comes by Signals reaches it, while the end of ctx
+	// leaves it behind. An error ends Exec before anything is sent. It may be nil.
+	Opened func() error
+	// Arrived is told how many bytes of Stdin the guest has taken. It may be nil.
+	Arrived func(n int64)
+
 	// Reconnect is called when the connection has broken, to bring the daemon
 	// back; then the session is attached to again. It may be nil.
 	Reconnect func(context.Context) error
@@ -111,7 +118,7 @@ func runExec(ctx context.Context, opts ExecOptions, dial func(context.Context) (
 			}
 		}
 		if ctx.Err() != nil {
-			return api.ExecStatus{}, ctx.Err()
+			return api.ExecStatus{}, context.Cause(ctx)
 		}
 		if e.final(err) {
 			return api.ExecStatus{}, err
@@ -168,6 +175,7 @@ type execution struct {
 	opened    bool   // the open frame was sent
 	greetings int    // how often the agent has said hello
 	written   uint64 // the last output that was written out; only attach changes it
+	arrived   int64  // bytes of the input; only attach changes it
 	status    *api.ExecStatus
 
 	mu      sync.Mutex
@@ -271,6 +279,11 @@ func (e *execution) attach(ctx context.Context, ws *websocket.Conn) error {
 	if len(first.Data)+64 > api.MaxOpen {
 		return permanent{api.Errorf(api.CodeInvalid, "exec: command and environment are larger than %d bytes", api.MaxOpen)}
 	}
+	if !e.opened && o.Opened != nil {
+		if err := o.Opened(); err != nil {
+			return err
+		}
+	}
 	e.opened = true
 	if err := send(ctx, ws, first); err != nil {
 		return err
@@ -350,14 +363,19 @@ func (e *execution) output(f api.Frame) error {
 }
 
 func (e *execution) inputDone(seq uint64) {
+	before := e.arrived
 	e.change(func() {
 		n := 0
 		for n < len(e.input) && e.input[n].Seq <= seq {
 			e.inSize -= len(e.input[n].Data)
+			e.arrived += int64(len(e.input[n].Data))
 			n++
 		}
 		e.input = slices.Delete(e.input, 0, n)
 	})
+	if e.arrived > before && e.opts.Arrived != nil {
+		e.opts.Arrived(e.arrived)
+	}
 }
 
 // sendAll sends acknowledgements, control frames and the input after number
@@ -366,6 +384,7 @@ func (e *execution) sendAll(ctx context.Context, ws *websocket.Conn, after uint6
 	var acked uint64
 	for {
 		var next api.Frame
+		urgent := false
 		ok := e.await(ctx, func() bool {
 			if e.toAck > acked {
 				acked = e.toAck
@@ -374,6 +393,7 @@ func (e *execution) sendAll(ctx context.Context, ws *websocket.Conn, after uint6
 			}
 			if len(e.urgent) > 0 {
 				next, e.urgent = e.urgent[0], e.urgent[1:]
+				urgent = true
 				return true
 			}
 			for _, f := range e.input {
@@ -388,6 +408,9 @@ func (e *execution) sendAll(ctx context.Context, ws *websocket.Conn, after uint6
 			return nil
 		}
 		if err := send(ctx, ws, next); err != nil {
+			if urgent { // the next connection's
+				e.change(func() { e.urgent = slices.Insert(e.urgent, 0, next) })
+			}
 			return err
 		}
 	}

@@ -20,6 +20,21 @@ import (
 // Names returns the distributions that Run knows.
 func Names() []string { return []string{"debian", "ubuntu"} }
 
+// Host returns which of them the host runs, "" where it runs another.
+func Host() string {
+	host, err := hostRelease()
+	if err != nil || host["VERSION_CODENAME"] == "" || !slices.Contains(Names(), host["ID"]) {
+		return ""
+	}
+	return host["ID"]
+}
+
+// hostRelease reads os-release(5).
+func hostRelease() (map[string]string, error) {
+	text, err := os.ReadFile("/etc/os-release")
+	return parseRelease(string(text)), err
+}
+
 // Run writes the archive of the distribution called name to stdout, and what
 // mmdebstrap says to logs. Only the host's own distribution can be made: another
 // is unsupported; a missing mmdebstrap is unavailable.
@@ -27,11 +42,10 @@ func Run(ctx context.Context, name string, stdout, logs io.Writer) error {
 	if !slices.Contains(Names(), name) {
 		return api.Errorf(api.CodeUnsupported, "bootstrap %q: not a known distribution", name).WithHint("known are %s", strings.Join(Names(), " and "))
 	}
-	release, err := os.ReadFile("/etc/os-release")
+	host, err := hostRelease()
 	if err != nil {
 		return api.Errorf(api.CodeUnsupported, "bootstrap %s: %w", name, err)
 	}
-	host := parseRelease(string(release))
 	if host["ID"] != name || host["VERSION_CODENAME"] == "" {
 		return api.Errorf(api.CodeUnsupported, "bootstrap %s: this host runs %q, and only its own distribution can be made", name, host["ID"]).
 			WithHint("import a tar archive instead")

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"strings"
-	"time"
 
 	"banger/api"
 
@@ -13,34 +12,38 @@ import (
 
 // changeCommands are those that make a VM something else.
 func changeCommands(d *deps) []*cobra.Command {
-	operate := func(use, short, example string, args int, do func(context.Context, []string) (api.Operation, error)) *cobra.Command {
-		c := command(d, use, short, example, cobra.ExactArgs(args), func(ctx context.Context, args []string) error {
-			op, err := do(ctx, args)
-			return d.wait(ctx, op, err)
+	var patience timeoutFlag
+	restart := verb(d, "restart", "Stop VMs, if they run, and start them", func(ctx context.Context, ref string) (api.Operation, error) {
+		return d.client.RestartVM(ctx, ref, patience.timeout)
+	})
+	patience.add(restart)
+	reset := verb(d, "reset", "Give VMs a fresh root; their work disks (/root) stay", d.client.ResetVM)
+	restart.ValidArgsFunction, reset.ValidArgsFunction = d.vms, d.vms
+	rename := command(d, "rename VM NAME", "Give a VM another name", "banger vm rename api web", cobra.ExactArgs(2),
+		func(ctx context.Context, args []string) error {
+			op, err := d.client.SetVM(ctx, args[0], api.SetVM{Name: &args[1]})
+			if _, err := d.operate(ctx, op, err); err != nil {
+				return err
+			}
+			return d.done(args[1])
 		})
-		c.ValidArgsFunction = d.completeVM
-		return c
-	}
-	var timeout time.Duration
-	restart := operate("restart VM", "Stop a VM, if it runs, and start it", "banger vm restart api", 1,
-		func(ctx context.Context, args []string) (api.Operation, error) {
-			return d.client.RestartVM(ctx, args[0], timeout)
+	d.withQuiet(rename, "do not print the new name")
+	promote := command(d, "promote VM IMAGE", "Make an image of a stopped VM's root", "banger vm promote api my-base", cobra.ExactArgs(2),
+		func(ctx context.Context, args []string) error {
+			op, err := d.client.PromoteVM(ctx, args[0], args[1])
+			if _, err := d.operate(ctx, op, err); err != nil {
+				return err
+			}
+			image, err := d.client.Image(context.WithoutCancel(ctx), args[1])
+			return d.madeImage(image, err, nil)
 		})
-	restart.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long the guest is given to stop")
-	return []*cobra.Command{
-		restart,
-		operate("reset VM", "Give a VM a fresh root; its work disk (/root) stays", "banger vm reset api", 1,
-			func(ctx context.Context, args []string) (api.Operation, error) { return d.client.ResetVM(ctx, args[0]) }),
-		operate("rename VM NAME", "Give a VM another name", "banger vm rename api web", 2,
-			func(ctx context.Context, args []string) (api.Operation, error) {
-				return d.client.SetVM(ctx, args[0], api.SetVM{Name: &args[1]})
-			}),
-		operate("promote VM IMAGE", "Make an image of a stopped VM's root", "banger vm promote api my-base", 2,
-			func(ctx context.Context, args []string) (api.Operation, error) {
-				return d.client.PromoteVM(ctx, args[0], args[1])
-			}),
-		setCommand(d),
+	d.withJSON(promote)
+	d.withQuiet(promote, "show no progress, and of the image the name only")
+	set := setCommand(d)
+	for _, c := range []*cobra.Command{rename, promote, set} {
+		c.ValidArgsFunction = first(d.vms)
 	}
+	return []*cobra.Command{restart, reset, rename, promote, set}
 }
 
 func setCommand(d *deps) *cobra.Command {
@@ -58,22 +61,29 @@ func setCommand(d *deps) *cobra.Command {
 				return api.Errorf(api.CodeInvalid, "set: nothing to change").WithHint("%s --help", c.CommandPath())
 			}
 			op, err := d.client.SetVM(ctx, args[0], req)
-			if err := d.wait(ctx, op, err); err != nil {
+			if _, err := d.operate(ctx, op, err); err != nil {
 				return err
 			}
-			vm, err := d.client.VM(ctx, args[0])
-			if err == nil && len(vm.Pending) > 0 {
+			vm, err := d.client.VM(context.WithoutCancel(ctx), args[0])
+			if err != nil {
+				return err
+			}
+			if len(vm.Pending) > 0 && !d.quiet {
 				fmt.Fprintf(d.stderr, "%s: at the next start (banger vm restart %s)\n", strings.Join(vm.Pending, ", "), vm.Name)
 			}
-			return err
+			return d.done(vm.Name)
 		})
-	c.ValidArgsFunction = d.completeVM
+	d.withQuiet(c, "do not print the name, nor what waits for the next start")
 	f := c.Flags()
 	f.IntVar(&cpus, "cpus", 0, "number of CPUs, from the next start on")
 	f.Var(&memory, "memory", "memory, e.g. 2G, from the next start on")
 	f.Var(&root, "root-size", "room for what the VM writes, e.g. 20G; grows only")
 	f.Var(&work, "disk", "size of the work disk at /root, e.g. 40G; grows only")
 	f.Var(&nat, "nat", "on or off: whether the VM may reach what is beyond the host")
+	for _, name := range []string{"cpus", "memory", "root-size", "disk"} {
+		completeFlag(c, name, cobra.NoFileCompletions)
+	}
+	completeFlag(c, "nat", cobra.FixedCompletions([]string{"on", "off"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }
 

@@ -1,5 +1,7 @@
 // Package cli is the command line: one function a command, over package client. It
-// never imports the daemon's code.
+// never imports the daemon's code. A command is made by command (or list, show and
+// verb, which are made of it) and added to its group; cli.go starts them and gives
+// errors their exit status, output.go prints, signals.go says where signals go.
 package cli
 
 import (
@@ -9,8 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
+	"time"
 
 	"banger/api"
 	"banger/client"
@@ -19,6 +20,10 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 )
+
+// cancelPatience is how long an interrupted command line waits until what it began
+// is undone.
+const cancelPatience = 30 * time.Second
 
 // deps is what commands work with; tests put their own in.
 type deps struct {
@@ -29,6 +34,9 @@ type deps struct {
 	stdout  io.Writer
 	stderr  io.Writer
 	tty     bool // stdin and stdout are a terminal
+	signals *interrupts
+
+	json, quiet bool // --json and --quiet, where the command has them
 }
 
 // exitError ends the CLI with the status of a command in a VM, silently.
@@ -36,39 +44,71 @@ type exitError int
 
 func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
+// failures are errors that are all shown; the first gives the exit status.
+type failures []error
+
+func (f failures) Error() string   { return errors.Join(f...).Error() }
+func (f failures) Unwrap() []error { return f }
+
 // Main runs the command line and returns the exit status.
 func Main(args []string, version string) int {
 	paths := config.FromEnv()
 	d := &deps{
 		client: client.New(paths.Socket()), paths: paths, version: version,
 		stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr,
-		tty: term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd())),
+		tty:     term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd())),
+		signals: newInterrupts(context.Background()),
 	}
-	return run(context.Background(), d, args)
+	d.signals.listen()
+	status := make(chan int, 1)
+	go func() { status <- run(d, args) }()
+	select {
+	case s := <-status:
+		return s
+	case why := <-d.signals.leave:
+		d.signals.giveBack()
+		return d.report(why)
+	}
 }
 
-func run(ctx context.Context, d *deps, args []string) int {
+func run(d *deps, args []string) int {
 	root := newRoot(d)
 	root.SetArgs(args)
-	root.SetIn(d.stdin)
-	root.SetOut(d.stdout)
-	root.SetErr(d.stderr)
-	err := root.ExecuteContext(ctx)
+	err := root.ExecuteContext(d.signals.ctx)
 	if err == nil {
 		return 0
+	}
+	if why, ok := errors.AsType[interrupted](context.Cause(d.signals.ctx)); ok {
+		if e, ok := errors.AsType[*api.Error](err); ok && errors.Is(e, why) {
+			return d.report(e) // with its hint
+		}
+		return d.report(why)
+	}
+	return d.report(err)
+}
+
+// report shows an error, or several, and returns the exit status.
+func (d *deps) report(err error) int {
+	if all, ok := errors.AsType[failures](err); ok {
+		status := d.report(all[0])
+		for _, err := range all[1:] {
+			d.report(err)
+		}
+		return status
 	}
 	if status, ok := errors.AsType[exitError](err); ok {
 		return int(status)
 	}
 	e := api.AsError(err)
-	if errors.Is(err, context.Canceled) {
-		e = api.Errorf(api.CodeUnavailable, "interrupted")
+	status := e.Code.ExitStatus()
+	if why, ok := errors.AsType[interrupted](err); ok {
+		status = why.status()
 	}
 	fmt.Fprintln(d.stderr, "banger:", e.Message)
 	if e.Hint != "" {
 		fmt.Fprintln(d.stderr, "hint:", e.Hint)
 	}
-	return e.Code.ExitStatus()
+	return status
 }
 
 func newRoot(d *deps) *cobra.Command {
@@ -82,16 +122,23 @@ func newRoot(d *deps) *cobra.Command {
 		Args:          usage(cobra.NoArgs),
 		RunE:          func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
+	root.SetIn(d.stdin)
+	root.SetOut(d.stdout)
+	root.SetErr(d.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return api.Errorf(api.CodeInvalid, "%s: %w", cmd.CommandPath(), err).WithHint("%s --help", cmd.CommandPath())
 	})
 	root.AddCommand(vmCommands(d), imageCommands(d), kernelCommands(d), systemCommands(d))
+	addCompletion(root)
 	return root
 }
 
 // group is a command that only has others below it.
 func group(use, short, example string, commands ...*cobra.Command) *cobra.Command {
-	c := &cobra.Command{Use: use, Short: short, Example: example, Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	c := &cobra.Command{
+		Use: use, Short: short, Example: "  " + example, Args: usage(cobra.NoArgs),
+		RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
+	}
 	c.AddCommand(commands...)
 	return c
 }
@@ -108,15 +155,25 @@ func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 
 // command is a command that needs the daemon, which is started if need be.
 func command(d *deps, use, short, example string, args cobra.PositionalArgs, run func(ctx context.Context, args []string) error) *cobra.Command {
+	c := local(d, use, short, example, args, func(ctx context.Context, args []string) error {
+		if err := d.connect(ctx); err != nil {
+			return err
+		}
+		return run(ctx, args)
+	})
+	c.ValidArgsFunction = cobra.NoFileCompletions
+	return c
+}
+
+// local is a command that does not start the daemon.
+func local(d *deps, use, short, example string, args cobra.PositionalArgs, run func(ctx context.Context, args []string) error) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short, Example: "  " + example, Args: usage(args),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
-			defer stop()
-			if err := d.connect(ctx); err != nil {
-				return err
+		RunE: func(c *cobra.Command, args []string) error {
+			if d.json && d.quiet {
+				return api.Errorf(api.CodeInvalid, "%s: --json and --quiet exclude each other", c.CommandPath()).WithHint("leave one out")
 			}
-			return run(ctx, args)
+			return run(c.Context(), args)
 		},
 	}
 }
@@ -128,19 +185,18 @@ func (d *deps) printJSON(v any) error {
 }
 
 // wait follows an operation to its end; when ctx ends it is cancelled.
-func (d *deps) wait(ctx context.Context, op api.Operation, err error) error {
-	if err != nil {
-		return err
+func (d *deps) wait(ctx context.Context, op api.Operation, report api.Reporter) (api.Operation, error) {
+	done, err := d.client.Wait(ctx, op.ID, report)
+	if ctx.Err() == nil || err == nil {
+		return done, err
 	}
-	line := newProgress(d)
-	defer line.clear()
-	_, err = d.client.Wait(ctx, op.ID, line.report)
-	if ctx.Err() != nil {
-		patience := context.WithoutCancel(ctx)
-		if cerr := d.client.Cancel(patience, op.ID); cerr == nil {
-			_, _ = d.client.Wait(patience, op.ID, line.report)
-		}
-		return ctx.Err()
+	patience, stop := context.WithTimeout(context.WithoutCancel(ctx), cancelPatience)
+	defer stop()
+	if err := d.client.Cancel(patience, op.ID); err != nil {
+		return api.Operation{}, context.Cause(ctx)
 	}
-	return err
+	if done, err := d.client.Wait(patience, op.ID, report); err == nil {
+		return done, nil // it was quicker
+	}
+	return api.Operation{}, context.Cause(ctx)
 }

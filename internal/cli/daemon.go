@@ -20,15 +20,18 @@ import (
 // startPatience is how long a starting daemon, ours or another CLI's, may take.
 const startPatience = 30 * time.Second
 
+// answerPatience is how long a daemon may take for its first answer.
+const answerPatience = 15 * time.Second
+
 // connect makes sure that a daemon answers; root starts one where none does.
 func (d *deps) connect(ctx context.Context) error {
-	_, err := d.client.System(ctx)
-	if err == nil || api.CodeOf(err) != api.CodeUnavailable {
+	err := d.answers(ctx)
+	if err == nil || ctx.Err() != nil || api.CodeOf(err) != api.CodeUnavailable {
 		return err
 	}
 	if os.Geteuid() != 0 {
 		return api.Errorf(api.CodeUnavailable, "no bangerd answers on %s", d.paths.Socket()).
-			WithHint("start it as root: sudo bangerd")
+			WithHint("any command of root's starts it: %s", asRoot("vm list"))
 	}
 	if err := startDaemon(ctx); err != nil && api.CodeOf(err) != api.CodeConflict {
 		return err
@@ -42,11 +45,37 @@ func (d *deps) connect(ctx context.Context) error {
 		}
 		select {
 		case <-ctx.Done():
+			if context.Cause(ctx) != context.DeadlineExceeded {
+				return context.Cause(ctx)
+			}
 			return api.Errorf(api.CodeUnavailable, "bangerd was started and does not answer on %s", d.paths.Socket()).
 				WithHint("look at %s", filepath.Join(d.paths.State, "bangerd.log"))
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// answers asks the daemon for a sign of life.
+func (d *deps) answers(ctx context.Context) error {
+	asked, cancel := context.WithTimeout(ctx, answerPatience)
+	defer cancel()
+	_, err := d.client.System(asked)
+	if err != nil && asked.Err() != nil && ctx.Err() == nil {
+		return api.Errorf(api.CodeUnavailable, "bangerd does not answer on %s within %v", d.paths.Socket(), answerPatience).
+			WithHint("look at %s; VMs survive when it is killed", filepath.Join(d.paths.State, "bangerd.log"))
+	}
+	return err
+}
+
+// asRoot is the command line that runs banger as root on this installation.
+func asRoot(args string) string {
+	line := "sudo"
+	for _, name := range []string{"BANGER_STATE_DIR", "BANGER_RUN_DIR", "BANGER_CONFIG"} {
+		if value := os.Getenv(name); value != "" {
+			line += " " + name + "=" + value
+		}
+	}
+	return line + " " + os.Args[0] + " " + args
 }
 
 // findDaemon looks beside the own program, in PATH and in /usr/lib/banger.
@@ -101,40 +130,52 @@ func startDaemon(ctx context.Context) error {
 	return api.Errorf(api.CodeUnavailable, "start bangerd: it ended without a word (%v)", err).WithHint("run %s by hand", path)
 }
 
+var systemKind = kind[api.System]{
+	ref: func(s api.System) string { return s.Installation },
+	details: []column[api.System]{
+		{"version", func(s api.System) string { return s.Version }},
+		{"installation", func(s api.System) string { return s.Installation }},
+		{"pid", func(s api.System) string { return str(s.PID) }},
+		{"started", func(s api.System) string { return when(s.Started) }},
+		{"state", func(s api.System) string { return s.StateDir }},
+		{"run", func(s api.System) string { return s.RunDir }},
+	},
+}
+
 func systemCommands(d *deps) *cobra.Command {
-	var asJSON bool
-	status := &cobra.Command{
-		Use: "status", Short: "Show the daemon of this installation", Example: "  banger system status", Args: usage(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := d.client.System(cmd.Context())
+	status := local(d, "status", "Show the daemon of this installation", "banger system status", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error {
+			s, err := d.client.System(ctx)
 			if err != nil {
 				return err
 			}
-			if asJSON {
-				return d.printJSON(s)
-			}
-			return d.table("", []string{"VERSION", "INSTALLATION", "PID", "STARTED", "STATE", "RUN"},
-				[][]string{{s.Version, s.Installation, str(s.PID), ago(s.Started), s.StateDir, s.RunDir}})
-		},
-	}
-	status.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	stop := &cobra.Command{
-		Use: "stop", Short: "Stop the daemon; VMs run on", Example: "  banger system stop", Args: usage(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			s, err := d.client.System(cmd.Context())
+			return shown(d, systemKind, s)
+		})
+	d.withJSON(status)
+	d.withQuiet(status, "print the installation's id only")
+	stop := local(d, "stop", "Stop the daemon; VMs run on", "banger system stop", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error {
+			s, err := d.client.System(ctx)
 			if err != nil {
 				return err
 			}
-			if err := d.client.Shutdown(cmd.Context()); err != nil {
+			if err := d.client.Shutdown(ctx); err != nil {
 				return err
 			}
 			for deadline := time.Now().Add(startPatience); syscall.Kill(s.PID, 0) == nil; time.Sleep(10 * time.Millisecond) {
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
 				if time.Now().After(deadline) {
-					return api.Errorf(api.CodeUnavailable, "stop bangerd: process %d does not end", s.PID)
+					return api.Errorf(api.CodeUnavailable, "stop bangerd: process %d does not end", s.PID).
+						WithHint("look at %s", filepath.Join(s.StateDir, "bangerd.log"))
 				}
 			}
-			return nil
-		},
+			return d.done("bangerd " + s.Installation + " has stopped")
+		})
+	d.withQuiet(stop, "do not say that it has stopped")
+	for _, c := range []*cobra.Command{status, stop} {
+		c.ValidArgsFunction = cobra.NoFileCompletions
 	}
-	return group("system", "Look at the daemon", "  banger system status", status, stop)
+	return group("system", "Look at the daemon", "banger system status", status, stop)
 }

@@ -1,17 +1,112 @@
 package cli
 
 import (
+	"bytes"
 	"cmp"
 	"context"
-	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"banger/api"
 	"banger/internal/bootstrap"
 
 	"github.com/spf13/cobra"
 )
+
+var imageKind = kind[api.Image]{
+	none: "no images; banger image import makes one, or banger image bootstrap",
+	ref:  func(i api.Image) string { return i.Name },
+	columns: []column[api.Image]{
+		{"NAME", func(i api.Image) string { return i.Name }},
+		{"ID", func(i api.Image) string { return shortID(i.ID) }},
+		{"SIZE", func(i api.Image) string { return size(i.Size) }},
+		{"ENTRIES", func(i api.Image) string { return str(i.Entries) }},
+		{"CREATED", func(i api.Image) string { return ago(i.Created) }},
+	},
+	details: []column[api.Image]{
+		{"name", func(i api.Image) string { return i.Name }},
+		{"id", func(i api.Image) string { return i.ID }},
+		{"owner", func(i api.Image) string { return owner(i.Owner) }},
+		{"size", func(i api.Image) string { return size(i.Size) }},
+		{"entries", func(i api.Image) string { return str(i.Entries) }},
+		{"layers", func(i api.Image) string {
+			var layers []string
+			for _, l := range i.Layers {
+				layers = append(layers, shortID(l.Digest)+" ("+size(l.Size)+")")
+			}
+			return strings.Join(layers, ", ")
+		}},
+		{"created", func(i api.Image) string { return when(i.Created) }},
+	},
+}
+
+func describeImage(i api.Image) string { return i.Name + " " + size(i.Size) + " " + shortID(i.ID) }
+
+func imageCommands(d *deps) *cobra.Command {
+	shown := show(d, imageKind, "show NAME", "Show an image", "banger image show debian", d.client.Image)
+	shown.ValidArgsFunction = first(d.images)
+	importing := command(d, "import NAME FILE|-", "Make an image of a root file system archive (tar; plain, gzip, zstd or xz)",
+		"banger image import alpine rootfs.tar.gz", cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
+			line := newProgress(d, true)
+			defer line.clear()
+			r, done, err := d.open(args[1], "import "+args[0], line)
+			if err != nil {
+				return err
+			}
+			defer done()
+			image, err := d.client.ImportImage(ctx, args[0], r)
+			return d.madeImage(image, err, line)
+		})
+	importing.ValidArgsFunction = fileSecond
+	boot := command(d, "bootstrap DISTRIBUTION [NAME]", "Make an image of the host's own distribution with mmdebstrap",
+		"banger image bootstrap debian", cobra.RangeArgs(1, 2), func(ctx context.Context, args []string) error {
+			image, err := d.bootstrap(ctx, args[0], cmp.Or(append(args, "")[1], args[0]))
+			return d.madeImage(image, err, nil)
+		})
+	boot.ValidArgsFunction = first(cobra.FixedCompletions(bootstrap.Names(), cobra.ShellCompDirectiveNoFileComp))
+	for _, c := range []*cobra.Command{importing, boot} {
+		d.withJSON(c)
+		d.withQuiet(c, "show no progress, and of the image the name only")
+	}
+	rm := remover(d, "Remove images that no VM uses", "banger image rm debian", d.client.RemoveImage)
+	rm.ValidArgsFunction = d.images
+	return group("image", "Make and remove the images of VMs", "banger image bootstrap debian", importing, boot,
+		list(d, imageKind, "List images", "banger image list", d.client.Images), shown, rm)
+}
+
+func (d *deps) madeImage(image api.Image, err error, line *progress) error {
+	if err != nil {
+		return err
+	}
+	if line != nil {
+		line.clear()
+	}
+	return d.made(image, image.Name, describeImage(image))
+}
+
+// remover is the command that removes images or kernels.
+func remover(d *deps, short, example string, remove func(context.Context, string) error) *cobra.Command {
+	c := command(d, "rm NAME...", short, example, cobra.MinimumNArgs(1), func(ctx context.Context, names []string) error {
+		var failed failures
+		for _, name := range names {
+			err := remove(ctx, name)
+			if err == nil {
+				err = d.done(name)
+			}
+			if err != nil {
+				failed = append(failed, err)
+			}
+		}
+		if len(failed) == 0 {
+			return nil
+		}
+		return failed
+	})
+	c.Aliases = []string{"delete"}
+	d.withQuiet(c, "do not print their names")
+	return c
+}
 
 // open opens FILE, or standard input for "-", as the user who calls.
 func (d *deps) open(name, step string, line *progress) (io.Reader, func(), error) {
@@ -20,135 +115,69 @@ func (d *deps) open(name, step string, line *progress) (io.Reader, func(), error
 	}
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, nil, api.Errorf(api.CodeInvalid, "%w", err)
+		return nil, nil, api.Errorf(api.CodeInvalid, "%s: %w", step, err).WithHint("name a file that you may read, or - for standard input")
+	}
+	info, err := f.Stat()
+	if err == nil && info.IsDir() {
+		f.Close()
+		return nil, nil, api.Errorf(api.CodeInvalid, "%s: %s is a directory", step, name).WithHint("tar -C %s -c . | banger image import NAME -", name)
 	}
 	c := &counter{Reader: f, line: line, step: step}
-	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() {
+	if err == nil && info.Mode().IsRegular() {
 		c.total = info.Size()
 	}
 	return c, func() { f.Close() }, nil
 }
 
-func imageCommands(d *deps) *cobra.Command {
-	var asJSON bool
-	list := command(d, "list", "List images", "banger image list", cobra.NoArgs, func(ctx context.Context, _ []string) error {
-		images, err := d.client.Images(ctx)
-		if err != nil || asJSON {
-			return orJSON(d, images, err)
-		}
-		var rows [][]string
-		for _, i := range images {
-			rows = append(rows, []string{i.Name, i.ID[:min(19, len(i.ID))], size(i.Size), str(i.Entries), ago(i.Created)})
-		}
-		return d.table("no images; banger image bootstrap debian makes one", []string{"NAME", "ID", "SIZE", "ENTRIES", "CREATED"}, rows)
-	})
-	list.Aliases = []string{"ls"}
-	list.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	show := command(d, "show NAME", "Show an image, as JSON", "banger image show debian", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		image, err := d.client.Image(ctx, args[0])
-		return orJSON(d, image, err)
-	})
-	show.Flags().Bool("json", true, "print JSON")
-	rm := command(d, "rm NAME", "Remove an image that no VM uses", "banger image rm debian", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return d.client.RemoveImage(ctx, args[0])
-	})
-	importing := command(d, "import NAME FILE|-", "Make an image of a root file system archive (tar; plain, gzip, zstd or xz)",
-		"banger image import alpine rootfs.tar.gz", cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
-			line := newProgress(d)
-			r, done, err := d.open(args[1], "import", line)
-			if err != nil {
-				return err
-			}
-			defer done()
-			image, err := d.client.ImportImage(ctx, args[0], r)
-			line.clear()
-			return d.made(image, err)
-		})
-	boot := command(d, "bootstrap DISTRIBUTION [NAME]", "Make an image of the host's own distribution with mmdebstrap",
-		"banger image bootstrap debian", cobra.RangeArgs(1, 2), func(ctx context.Context, args []string) error {
-			return d.bootstrap(ctx, args[0], cmp.Or(append(args, "")[1], args[0]))
-		})
-	return group("image", "Make and remove the images of VMs", "  banger image bootstrap debian", importing, boot, list, show, rm)
-}
-
-func (d *deps) made(image api.Image, err error) error {
-	if err == nil {
-		_, err = fmt.Fprintf(d.stdout, "%s %s\n", image.Name, image.ID)
-	}
-	return err
-}
-
-func (d *deps) bootstrap(ctx context.Context, distribution, name string) error {
+// bootstrap makes the image name of a distribution; the archive goes from
+// mmdebstrap, which runs as the caller, straight to the daemon.
+func (d *deps) bootstrap(ctx context.Context, distribution, name string) (api.Image, error) {
 	if _, err := d.client.Image(ctx, name); err == nil {
-		return api.Errorf(api.CodeAlreadyExists, "bootstrap image %q: an image of that name exists", name).WithHint("banger image rm %s", name)
+		return api.Image{}, api.Errorf(api.CodeAlreadyExists, "bootstrap image %q: an image of that name exists", name).WithHint("banger image rm %s", name)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	line := newProgress(d, true)
+	defer line.clear()
+	step := "bootstrap " + distribution
 	r, w := io.Pipe()
 	result := make(chan error, 1)
 	go func() {
-		err := bootstrap.Run(ctx, distribution, w, io.Discard)
+		err := bootstrap.Run(ctx, distribution, w, &bootstrapLog{line: line, step: step})
 		w.CloseWithError(err) // a broken archive: the daemon imports nothing
 		result <- err
 	}()
-	line := newProgress(d)
-	image, err := d.client.ImportImage(ctx, name, &counter{Reader: r, line: line, step: "bootstrap " + distribution})
-	line.clear()
+	image, err := d.client.ImportImage(ctx, name, &counter{Reader: r, line: line, step: step})
 	r.CloseWithError(io.ErrClosedPipe)
 	if err != nil {
 		cancel()
 	}
-	if berr := <-result; berr != nil && err != nil && api.CodeOf(berr) != api.CodeInternal {
-		return berr
+	if berr := <-result; berr != nil && err != nil && ctx.Err() == nil {
+		return image, berr
 	}
-	return d.made(image, err)
+	return image, err
 }
 
-func kernelCommands(d *deps) *cobra.Command {
-	var asJSON bool
-	list := command(d, "list", "List kernels", "banger kernel list", cobra.NoArgs, func(ctx context.Context, _ []string) error {
-		kernels, err := d.client.Kernels(ctx)
-		if err != nil || asJSON {
-			return orJSON(d, kernels, err)
+// bootstrapLog makes progress of what mmdebstrap says: "I: " and what it does.
+type bootstrapLog struct {
+	line *progress
+	step string
+	rest []byte
+}
+
+func (b *bootstrapLog) Write(text []byte) (int, error) {
+	b.rest = append(b.rest, text...)
+	for {
+		said, rest, ok := bytes.Cut(b.rest, []byte("\n"))
+		if !ok {
+			if len(b.rest) > 4<<10 {
+				b.rest = nil
+			}
+			return len(text), nil
 		}
-		var rows [][]string
-		for _, k := range kernels {
-			def := ""
-			if k.Default {
-				def = "default"
-			}
-			rows = append(rows, []string{k.Name, k.Source, def, size(k.Size), ago(k.Created)})
+		b.rest = rest
+		if what, ok := strings.CutPrefix(strings.TrimSpace(string(said)), "I: "); ok {
+			b.line.report(api.Progress{Step: b.step + ": " + strings.TrimSuffix(what, "...")})
 		}
-		return d.table("no kernels; banger kernel pull gets one", []string{"NAME", "SOURCE", "DEFAULT", "SIZE", "CREATED"}, rows)
-	})
-	list.Aliases = []string{"ls"}
-	list.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	show := command(d, "show NAME", "Show a kernel, as JSON", "banger kernel show 6.1.0-1-cloud-amd64", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		k, err := d.client.Kernel(ctx, args[0])
-		return orJSON(d, k, err)
-	})
-	rm := command(d, "rm NAME", "Remove a kernel that no VM uses", "banger kernel rm 6.1.0-1-cloud-amd64", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		return d.client.RemoveKernel(ctx, args[0])
-	})
-	pull := command(d, "pull", "Get the distribution's kernel for virtual machines through the host's package manager", "banger kernel pull",
-		cobra.NoArgs, func(ctx context.Context, _ []string) error {
-			op, err := d.client.PullKernel(ctx)
-			return d.wait(ctx, op, err)
-		})
-	importing := command(d, "import NAME FILE|-", "Make a kernel bundle of a Debian package", "banger kernel import mine linux-image.deb",
-		cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
-			line := newProgress(d)
-			r, done, err := d.open(args[1], "import", line)
-			if err != nil {
-				return err
-			}
-			defer done()
-			k, err := d.client.ImportKernel(ctx, args[0], r)
-			line.clear()
-			if err == nil {
-				_, err = fmt.Fprintln(d.stdout, k.Name)
-			}
-			return err
-		})
-	return group("kernel", "Get and remove kernels", "  banger kernel pull", pull, importing, list, show, rm)
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"time"
 
 	"banger/api"
 
@@ -12,18 +13,55 @@ import (
 	"golang.org/x/term"
 )
 
-// progress is one line on the terminal that says what goes on; nothing on a pipe.
+// progress says on standard error what goes on: on a terminal in one line that
+// changes and vanishes, elsewhere in plain lines, few of them, if the work lasts.
 type progress struct {
-	mu  sync.Mutex
-	out io.Writer // nil where there is no terminal
-	on  bool
+	out   io.Writer  // nil: say nothing
+	width func() int // of the terminal; nil where out is none
+	now   func() time.Time
+
+	mu    sync.Mutex
+	on    bool // the line is on the terminal
+	last  api.Progress
+	told  string      // the step that the last line was about
+	since time.Time   // when to speak next
+	timer *time.Timer // makes plain lines begin
 }
 
-func newProgress(d *deps) *progress {
-	if f, ok := d.stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		return &progress{out: f}
+const (
+	// Plain lines begin when the work has lasted so long, and one step has no more
+	// of them than one in linePause.
+	lineDelay = 2 * time.Second
+	linePause = 10 * time.Second
+	// redraw is how often the line on a terminal changes at most within a step.
+	redraw = 50 * time.Millisecond
+)
+
+// newProgress makes a progress that is silent where that is asked for, and, unless
+// the work is long by nature, everywhere but on a terminal.
+func newProgress(d *deps, long bool) *progress {
+	p := &progress{now: time.Now}
+	f, isFile := d.stderr.(*os.File)
+	switch {
+	case d.quiet:
+	case isFile && term.IsTerminal(int(f.Fd())):
+		p.out, p.width = f, func() int { return int(windowSize(int(f.Fd())).Cols) }
+	case long:
+		p.out = d.stderr
+		p.since = p.now().Add(lineDelay)
+		p.timer = time.AfterFunc(lineDelay, p.begin)
 	}
-	return &progress{}
+	return p
+}
+
+// begin makes plain lines begin with what is going on by now.
+func (p *progress) begin() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.out != nil && p.told == "" {
+		p.since = time.Time{}
+		p.line()
+	}
 }
 
 func (p *progress) report(now api.Progress) {
@@ -32,24 +70,63 @@ func (p *progress) report(now api.Progress) {
 	if p.out == nil || now.Step == "" {
 		return
 	}
-	text := now.Step
-	switch {
-	case now.Total > 0:
-		text += fmt.Sprintf(" %d%%", 100*now.Current/now.Total)
-	case now.Current > 0 && now.Unit == "":
-		text += " " + units.BytesSize(float64(now.Current))
+	p.last = now
+	if p.width == nil {
+		p.line()
+	} else {
+		p.draw()
 	}
-	fmt.Fprintf(p.out, "\r\x1b[K%s ...", text)
+}
+
+// line prints a plain line, if it is time for one; p.mu is held.
+func (p *progress) line() {
+	at := p.now()
+	if p.last.Step == "" || at.Before(p.since) && (p.told == "" || p.told == p.last.Step) {
+		return
+	}
+	fmt.Fprintln(p.out, printable(describe(p.last)))
+	p.told, p.since = p.last.Step, at.Add(linePause)
+}
+
+// draw changes the line on the terminal, if it is time for that; p.mu is held.
+func (p *progress) draw() {
+	at := p.now()
+	if p.last.Step == p.told && at.Before(p.since) {
+		return
+	}
+	p.told, p.since = p.last.Step, at.Add(redraw)
+	text := []rune(printable(describe(p.last)))
+	if room := p.width() - len(" ... "); room > 0 && len(text) > room {
+		text = text[:room]
+	}
+	fmt.Fprintf(p.out, "\r\x1b[K%s ...", string(text))
 	p.on = true
 }
 
+// describe puts progress into words.
+func describe(now api.Progress) string {
+	switch {
+	case now.Total > 0:
+		return fmt.Sprintf("%s %d%%", now.Step, 100*min(now.Current, now.Total)/now.Total)
+	case now.Current > 0 && now.Unit == "":
+		return now.Step + " " + units.BytesSize(float64(now.Current))
+	case now.Current > 0:
+		return fmt.Sprintf("%s %d %s", now.Step, now.Current, now.Unit)
+	}
+	return now.Step
+}
+
+// clear ends it: the line is taken off the terminal.
 func (p *progress) clear() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.timer != nil {
+		p.timer.Stop()
+	}
 	if p.on {
 		fmt.Fprint(p.out, "\r\x1b[K")
-		p.on = false
 	}
+	p.out, p.on = nil, false
 }
 
 // counter reports how much is read through it.
@@ -62,6 +139,9 @@ type counter struct {
 }
 
 func (c *counter) Read(b []byte) (int, error) {
+	if c.read == 0 {
+		c.line.report(api.Progress{Step: c.step})
+	}
 	n, err := c.Reader.Read(b)
 	before := c.read
 	if c.read += int64(n); c.read>>20 != before>>20 {

@@ -4,48 +4,48 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
-	"os/signal"
-	"strings"
-	"syscall"
 	"time"
 
 	"banger/api"
 	"banger/client"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 )
-
-// terminalFlags are -i and -t, as other tools have them. Standard input is always
-// forwarded, so -i changes nothing.
-type terminalFlags struct{ interactive, tty bool }
-
-func (t *terminalFlags) add(c *cobra.Command) {
-	c.Flags().BoolVarP(&t.interactive, "interactive", "i", false, "forward standard input (always done)")
-	c.Flags().BoolVarP(&t.tty, "tty", "t", false, "give the command a terminal")
-}
 
 func runCommand(d *deps) *cobra.Command {
 	var spec api.CreateVM
-	var tf terminalFlags
+	var g guestCommand
+	var p provision
 	c := command(d, "run [-- COMMAND...]", "Create and start a VM, and run a command or a shell in it", "banger vm run --rm -- uname -a",
 		cobra.ArbitraryArgs, func(ctx context.Context, args []string) error {
-			if tf.tty && !d.tty {
-				return api.Errorf(api.CodeInvalid, "run: -t needs a terminal as standard input and output")
+			opts, err := g.options(d, "run", args)
+			if err != nil {
+				return err
 			}
-			return d.runVM(ctx, spec, tf.tty || d.tty && len(args) == 0, args)
+			runs := len(args) > 0 || opts.TTY
+			switch {
+			case d.json && runs:
+				return api.Errorf(api.CodeInvalid, "run: --json shows the VM, not the output of a command").WithHint("leave the command or --json out")
+			case spec.Ephemeral && !runs:
+				return api.Errorf(api.CodeInvalid, "run: --rm without a command deletes the VM at once").WithHint("give a command, or leave --rm out")
+			}
+			return d.runVM(ctx, spec, p, opts, runs)
 		})
-	c.PreRunE = func(c *cobra.Command, _ []string) error { return checkSpec(c) }
+	c.PreRunE = func(c *cobra.Command, _ []string) error { return errors.Join(checkSpec(c), p.check()) }
 	c.Flags().BoolVar(&spec.Ephemeral, "rm", false, "delete the VM when the command has ended, or when this process is gone")
-	tf.add(c)
-	specFlags(c.Flags(), &spec)
+	g.add(c)
+	p.add(c)
+	d.specFlags(c, &spec)
+	d.withJSON(c)
+	d.withQuiet(c, "show no progress, and of a VM without a command the id only")
 	return c
 }
 
-func (d *deps) runVM(ctx context.Context, spec api.CreateVM, tty bool, args []string) (err error) {
+// runVM makes and starts a VM. If runs, it runs a command in it, else it says what
+// was made.
+func (d *deps) runVM(ctx context.Context, spec api.CreateVM, p provision, opts client.ExecOptions, runs bool) (err error) {
 	spec.Start = true
-	vm, op, err := d.client.CreateVM(ctx, spec)
+	vm, op, err := d.create(ctx, spec, p)
 	if err != nil {
 		return err
 	}
@@ -54,24 +54,45 @@ func (d *deps) runVM(ctx context.Context, spec api.CreateVM, tty bool, args []st
 		defer release()
 		go d.hold(lease, vm.ID)
 		defer func() {
-			// The lease's end would do it too, some seconds later.
-			op, derr := d.client.DeleteVM(lease, vm.ID, true)
-			if derr == nil {
-				_, derr = d.client.Wait(lease, op.ID, func(api.Progress) {})
-			}
-			if derr != nil && api.CodeOf(derr) != api.CodeNotFound {
-				err = errors.Join(err, derr)
+			if derr := d.drop(lease, vm.ID); derr != nil {
+				err = join(err, derr)
 			}
 		}()
 	}
-	if err := d.wait(ctx, op, nil); err != nil {
+	if _, err := d.operate(ctx, op, nil); err != nil {
 		return err
 	}
-	if len(args) == 0 && !tty {
-		_, err := fmt.Fprintln(d.stdout, vm.Name)
-		return err
+	if !runs {
+		if vm, err = d.client.VM(context.WithoutCancel(ctx), vm.ID); err != nil {
+			return err
+		}
+		return d.made(vm, vm.ID, vm.Name)
 	}
-	return d.exec(ctx, vm.ID, tty, args)
+	err = d.exec(ctx, vm.ID, opts)
+	if why, ok := errors.AsType[interrupted](context.Cause(ctx)); ok && err != nil && !spec.Ephemeral {
+		return api.Errorf(api.CodeUnavailable, "%w", why).WithHint("the VM runs on; banger vm delete --force %s ends it", vm.Name)
+	}
+	return err
+}
+
+// join is both errors, each shown for itself; either may be nil.
+func join(first, second error) error {
+	if first == nil {
+		return second
+	}
+	return failures{first, second}
+}
+
+// drop deletes an ephemeral VM. The lease's end would do it too, some seconds later.
+func (d *deps) drop(ctx context.Context, id string) error {
+	op, err := d.client.DeleteVM(ctx, id, true)
+	if err == nil {
+		_, err = d.client.Wait(ctx, op.ID, nil)
+	}
+	if api.CodeOf(err) == api.CodeNotFound {
+		return nil // it did not start, and was removed
+	}
+	return err
 }
 
 // hold keeps the lease on a VM, also across a restart of the daemon.
@@ -87,117 +108,99 @@ func (d *deps) hold(ctx context.Context, ref string) {
 	}
 }
 
-func execCommand(d *deps) *cobra.Command {
-	var tf terminalFlags
-	c := command(d, "exec VM [-- COMMAND...]", "Run a command, or a shell, in a running VM", "banger vm exec api -- make test",
-		cobra.MinimumNArgs(1), func(ctx context.Context, args []string) error {
-			if tf.tty && !d.tty {
-				return api.Errorf(api.CodeInvalid, "exec: -t needs a terminal as standard input and output")
+func createCommand(d *deps) *cobra.Command {
+	var spec api.CreateVM
+	var p provision
+	c := command(d, "create", "Create a VM without starting it", "banger vm create --name api --memory 1G", cobra.NoArgs,
+		func(ctx context.Context, _ []string) error {
+			vm, op, err := d.create(ctx, spec, p)
+			if err != nil {
+				return err
 			}
-			return d.exec(ctx, args[0], tf.tty || d.tty && len(args) == 1, args[1:])
+			if _, err := d.operate(ctx, op, nil); err != nil {
+				return err
+			}
+			return d.made(vm, vm.ID, vm.Name)
 		})
-	tf.add(c)
+	c.PreRunE = func(c *cobra.Command, _ []string) error { return errors.Join(checkSpec(c), p.check()) }
+	p.add(c)
+	d.specFlags(c, &spec)
+	d.withJSON(c)
+	d.withQuiet(c, "show no progress, and of the VM the id only")
 	return c
 }
 
-// exec runs a command in a VM and ends with its exit status. Signals go to it.
-func (d *deps) exec(ctx context.Context, ref string, tty bool, args []string) error {
-	ctx = context.WithoutCancel(ctx)
-	caught := make(chan os.Signal, 8)
-	signal.Notify(caught, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	defer signal.Stop(caught)
-	signals := make(chan string, 8)
-	opts := client.ExecOptions{
-		Command: args, TTY: tty, Stdin: d.stdin, Stdout: d.stdout, Stderr: d.stderr, Signals: signals, Reconnect: d.connect,
+// specFlags are the flags that describe a VM.
+func (d *deps) specFlags(c *cobra.Command, spec *api.CreateVM) {
+	f := c.Flags()
+	f.StringVar(&spec.Name, "name", "", "name of the VM (default a random one)")
+	f.StringVar(&spec.Image, "image", "", "image to make it from (default debian, or as configured)")
+	f.StringVar(&spec.Kernel, "kernel", "", "kernel to boot (default the one that banger kernel list marks)")
+	f.IntVar(&spec.CPUs, "cpus", 0, "number of CPUs (default 1, or as configured)")
+	f.Var((*bytesFlag)(&spec.Memory), "memory", "memory, e.g. 512M (default 512M, or as configured)")
+	f.Var(&optionalSize{&spec.DiskSize}, "disk", "size of the work disk at /root, which outlives the root, 0 for none (default 10G, or as configured)")
+	f.Var((*bytesFlag)(&spec.RootSize), "root-size", "room for what the VM writes, e.g. 10G (default 10G, or as configured)")
+	none := cobra.FixedCompletions(nil, cobra.ShellCompDirectiveNoFileComp)
+	for _, name := range []string{"name", "cpus", "memory", "disk", "root-size"} {
+		completeFlag(c, name, none)
 	}
-	done := make(chan struct{})
-	defer close(done)
-	go func() {
-		for {
-			select {
-			case s := <-caught:
-				if number, ok := s.(syscall.Signal); ok {
-					select {
-					case signals <- signalNames[number]:
-					default:
-					}
-				}
-			case <-done:
-				return
-			}
+	completeFlag(c, "image", d.images)
+	completeFlag(c, "kernel", d.kernels)
+}
+
+// checkSpec refuses what the API takes for "the default" where it was given.
+func checkSpec(c *cobra.Command) error {
+	for _, name := range []string{"name", "image", "kernel"} {
+		if f := c.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
+			return api.Errorf(api.CodeInvalid, "create VM: --%s is empty", name).WithHint("leave it out for the default")
 		}
-	}()
-	if tty {
-		restore, resize, err := d.raw(&opts)
-		if err != nil {
-			return err
-		}
-		defer restore()
-		opts.Resize = resize
 	}
-	status, err := d.client.Exec(ctx, ref, opts)
-	if err != nil {
-		return err
-	}
-	if status.Signal != "" {
-		for number, name := range signalNames {
-			if name == strings.TrimPrefix(status.Signal, "SIG") {
-				return exitError(128 + int(number))
-			}
-		}
-		return exitError(128 + status.Code)
-	}
-	if status.Code != 0 {
-		return exitError(status.Code)
+	if f := c.Flags().Lookup("cpus"); f.Changed && f.Value.String() == "0" {
+		return api.Errorf(api.CodeInvalid, "create VM: 0 CPUs").WithHint("--cpus takes 1 or more")
 	}
 	return nil
 }
 
-// signalNames are the signals whose death a shell would show as 128+n.
-var signalNames = map[syscall.Signal]string{
-	syscall.SIGHUP: "HUP", syscall.SIGINT: "INT", syscall.SIGQUIT: "QUIT", syscall.SIGILL: "ILL", syscall.SIGTRAP: "TRAP",
-	syscall.SIGABRT: "ABRT", syscall.SIGBUS: "BUS", syscall.SIGFPE: "FPE", syscall.SIGKILL: "KILL", syscall.SIGUSR1: "USR1",
-	syscall.SIGSEGV: "SEGV", syscall.SIGUSR2: "USR2", syscall.SIGPIPE: "PIPE", syscall.SIGALRM: "ALRM", syscall.SIGTERM: "TERM",
-	syscall.SIGXCPU: "XCPU", syscall.SIGXFSZ: "XFSZ", syscall.SIGSYS: "SYS",
+// The ways to deal with what is missing.
+const (
+	pullMissing = "missing"
+	pullNever   = "never"
+)
+
+// provision says whether a missing kernel or image is got.
+type provision struct{ pull string }
+
+func (p *provision) add(c *cobra.Command) {
+	c.Flags().StringVar(&p.pull, "pull", pullMissing, "get the kernel and the image where they are `missing`, or never")
+	completeFlag(c, "pull", cobra.FixedCompletions([]string{pullMissing, pullNever}, cobra.ShellCompDirectiveNoFileComp))
 }
 
-// raw puts the terminal into raw mode and follows its size.
-func (d *deps) raw(opts *client.ExecOptions) (restore func(), resize <-chan api.WindowSize, err error) {
-	fd := int(os.Stdin.Fd())
-	opts.Size = windowSize(fd)
-	state, err := term.MakeRaw(fd)
-	if err != nil {
-		return nil, nil, fmt.Errorf("set terminal to raw mode: %w", err)
+func (p *provision) check() error {
+	if p.pull != pullMissing && p.pull != pullNever {
+		return api.Errorf(api.CodeInvalid, "--pull %q: not a way to get what is missing", p.pull).WithHint("it is %s or %s", pullMissing, pullNever)
 	}
-	changed := make(chan os.Signal, 1)
-	signal.Notify(changed, syscall.SIGWINCH)
-	sizes := make(chan api.WindowSize, 1)
-	stop := make(chan struct{})
-	go func() {
-		for {
-			select {
-			case <-changed:
-				select {
-				case sizes <- windowSize(fd):
-				case <-stop:
-					return
-				}
-			case <-stop:
-				return
-			}
+	return nil
+}
+
+// create asks for a VM, and gets the kernel and the image for it if they are
+// missing and known where to get.
+func (d *deps) create(ctx context.Context, spec api.CreateVM, p provision) (api.VM, api.Operation, error) {
+	for got := map[string]bool{}; ; {
+		vm, op, err := d.client.CreateVM(ctx, spec)
+		if err == nil {
+			return vm, op, nil
 		}
-	}()
-	return func() {
-		signal.Stop(changed)
-		close(stop)
-		_ = term.Restore(fd, state)
-	}, sizes, nil
-}
-
-func windowSize(fd int) api.WindowSize {
-	columns, rows, err := term.GetSize(fd)
-	if err != nil {
-		return api.WindowSize{Rows: 24, Cols: 80}
+		missing := api.AsError(err)
+		if p.pull == pullNever || missing.Object == "" || got[missing.Object] {
+			return vm, op, err
+		}
+		got[missing.Object] = true
+		what, err := d.provide(ctx, missing)
+		if err != nil {
+			return vm, op, err
+		}
+		if !d.quiet {
+			fmt.Fprintln(d.stderr, what)
+		}
 	}
-	return api.WindowSize{Rows: uint16(rows), Cols: uint16(columns)}
 }

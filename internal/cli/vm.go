@@ -11,7 +11,6 @@ import (
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
-	"github.com/spf13/pflag"
 )
 
 // bytesFlag is a flag that takes a size such as 512M.
@@ -52,99 +51,55 @@ func (o *optionalSize) String() string {
 	return size(**o.value)
 }
 
-func specFlags(f *pflag.FlagSet, spec *api.CreateVM) {
-	f.StringVar(&spec.Name, "name", "", "name of the VM; a random one by default")
-	f.StringVar(&spec.Image, "image", "", "image to make it from; the configured one by default")
-	f.StringVar(&spec.Kernel, "kernel", "", "kernel to boot; the default one by default")
-	f.IntVar(&spec.CPUs, "cpus", 0, "number of CPUs (default 1, or as configured)")
-	f.Var((*bytesFlag)(&spec.Memory), "memory", "memory, e.g. 512M (default 512M, or as configured)")
-	f.Var(&optionalSize{&spec.DiskSize}, "disk", "size of the work disk at /root, which outlives the root, 0 for none (default 10G, or as configured)")
-	f.Var((*bytesFlag)(&spec.RootSize), "root-size", "room for what the VM writes, e.g. 10G (default 10G, or as configured)")
-}
-
-// checkSpec refuses the zeros that the API takes for "the default".
-func checkSpec(c *cobra.Command) error {
-	if f := c.Flags().Lookup("cpus"); f != nil && f.Changed && f.Value.String() == "0" {
-		return api.Errorf(api.CodeInvalid, "create VM: 0 CPUs").WithHint("--cpus takes 1 or more")
-	}
-	return nil
-}
-
-func vmCommands(d *deps) *cobra.Command {
-	one := cobra.ExactArgs(1)
-	simple := func(verb, short string, do func(context.Context, string) (api.Operation, error)) *cobra.Command {
-		return command(d, verb+" VM", short, "banger vm "+verb+" api", one, func(ctx context.Context, args []string) error {
-			op, err := do(ctx, args[0])
-			return d.wait(ctx, op, err)
-		})
-	}
-	var timeout time.Duration
-	stop := simple("stop", "Stop a VM: ask its agent, press its power button, then kill it", func(ctx context.Context, ref string) (api.Operation, error) {
-		return d.client.StopVM(ctx, ref, timeout)
-	})
-	stop.Flags().DurationVar(&timeout, "timeout", 10*time.Second, "how long the guest is given")
-	var force bool
-	remove := simple("delete", "Delete a VM and its disks", func(ctx context.Context, ref string) (api.Operation, error) {
-		return d.client.DeleteVM(ctx, ref, force)
-	})
-	remove.Aliases = []string{"rm"}
-	remove.Flags().BoolVarP(&force, "force", "f", false, "whatever its state is")
-	logs := command(d, "logs VM", "Show the console of a VM", "banger vm logs api", one, func(ctx context.Context, args []string) error {
-		r, err := d.client.Logs(ctx, args[0])
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		_, err = io.Copy(d.stdout, r)
-		return err
-	})
-	var spec api.CreateVM
-	create := command(d, "create", "Create a VM without starting it", "banger vm create --name api --memory 1G", cobra.NoArgs,
-		func(ctx context.Context, _ []string) error {
-			vm, op, err := d.client.CreateVM(ctx, spec)
-			if err := d.wait(ctx, op, err); err != nil {
-				return err
+var vmKind = kind[api.VM]{
+	none: "no VMs; banger vm run makes one",
+	ref:  func(v api.VM) string { return v.ID },
+	columns: []column[api.VM]{
+		{"ID", func(v api.VM) string { return v.ID }},
+		{"NAME", func(v api.VM) string { return v.Name }},
+		{"STATE", func(v api.VM) string { return string(v.State) }},
+		{"IMAGE", func(v api.VM) string { return v.Image }},
+		{"CPUS", func(v api.VM) string { return str(v.CPUs) }},
+		{"MEMORY", func(v api.VM) string { return size(v.Memory) }},
+		{"IP", func(v api.VM) string { return v.IP }},
+		{"CREATED", func(v api.VM) string { return ago(v.Created) }},
+	},
+	details: []column[api.VM]{
+		{"name", func(v api.VM) string { return v.Name }},
+		{"id", func(v api.VM) string { return v.ID }},
+		{"state", func(v api.VM) string { return string(v.State) }},
+		{"last error", func(v api.VM) string { return v.LastError }},
+		{"owner", func(v api.VM) string { return owner(v.Owner) }},
+		{"image", func(v api.VM) string { return v.Image + " (" + v.ImageID + ")" }},
+		{"kernel", func(v api.VM) string { return v.Kernel }},
+		{"init", func(v api.VM) string { return choose(v.Init, "the image's", "the agent") }},
+		{"cpus", func(v api.VM) string { return str(v.CPUs) }},
+		{"memory", func(v api.VM) string { return size(v.Memory) }},
+		{"root size", func(v api.VM) string { return size(v.RootSize) }},
+		{"disk size", func(v api.VM) string { return sizeOrNone(v.DiskSize) }},
+		{"network", func(v api.VM) string { return string(v.Network) }},
+		{"nat", func(v api.VM) string { return choose(v.NAT, "yes", "no") }},
+		{"ip", func(v api.VM) string { return v.IP }},
+		{"mac", func(v api.VM) string { return v.MAC }},
+		{"ephemeral", func(v api.VM) string { return choose(v.Ephemeral, "yes", "no") }},
+		{"created", func(v api.VM) string { return when(v.Created) }},
+		{"started", func(v api.VM) string {
+			if v.Started == nil {
+				return ""
 			}
-			_, err = fmt.Fprintln(d.stdout, vm.Name)
-			return err
-		})
-	create.PreRunE = func(c *cobra.Command, _ []string) error { return checkSpec(c) }
-	specFlags(create.Flags(), &spec)
-	named := []*cobra.Command{
-		simple("start", "Start a stopped VM", d.client.StartVM), stop,
-		simple("kill", "End a VM at once", d.client.KillVM), remove, showCommand(d), execCommand(d), logs,
-	}
-	for _, c := range named {
-		c.ValidArgsFunction = d.completeVM
-	}
-	named = append(named, changeCommands(d)...)
-	return group("vm", "Run virtual machines", "  banger vm run --name api -- make test",
-		append([]*cobra.Command{runCommand(d), create, listCommand(d)}, named...)...)
-}
-
-func listCommand(d *deps) *cobra.Command {
-	var asJSON, quiet bool
-	c := command(d, "list", "List VMs", "banger vm list", cobra.NoArgs, func(ctx context.Context, _ []string) error {
-		vms, err := d.client.VMs(ctx)
-		if err != nil || asJSON {
-			return orJSON(d, vms, err)
-		}
-		var rows [][]string
-		for _, v := range vms {
-			if quiet {
-				fmt.Fprintln(d.stdout, v.ID)
+			return when(*v.Started)
+		}},
+		{"engine", func(v api.VM) string { return v.Engine }},
+		{"pid", func(v api.VM) string {
+			if v.PID == 0 {
+				return ""
 			}
-			rows = append(rows, []string{v.ID, v.Name, string(v.State), v.Image, str(v.CPUs), size(v.Memory), ago(v.Created)})
-		}
-		if quiet {
-			return nil
-		}
-		return d.table("no VMs; banger vm run makes one", []string{"ID", "NAME", "STATE", "IMAGE", "CPUS", "MEMORY", "CREATED"}, rows)
-	})
-	c.Aliases = []string{"ls"}
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	c.Flags().BoolVarP(&quiet, "quiet", "q", false, "print ids only")
-	return c
+			return str(v.PID)
+		}},
+		{"agent", func(v api.VM) string { return v.Agent }},
+		{"start", func(v api.VM) string { return steps(v.Steps) }},
+		{"at the next start", func(v api.VM) string { return strings.Join(v.Pending, ", ") }},
+	},
 }
 
 // steps is the time line of a start.
@@ -156,39 +111,92 @@ func steps(all []api.Step) string {
 	return strings.Join(words, ", ")
 }
 
-// orJSON prints v, unless there is an error.
-func orJSON(d *deps, v any, err error) error {
-	if err != nil {
+func vmCommands(d *deps) *cobra.Command {
+	var patience timeoutFlag
+	stop := verb(d, "stop", "Stop VMs: ask the agent, press the power button, then kill", func(ctx context.Context, ref string) (api.Operation, error) {
+		return d.client.StopVM(ctx, ref, patience.timeout)
+	})
+	patience.add(stop)
+	var force bool
+	remove := verb(d, "delete", "Delete VMs and their disks", func(ctx context.Context, ref string) (api.Operation, error) {
+		return d.client.DeleteVM(ctx, ref, force)
+	})
+	remove.Aliases = []string{"rm"}
+	remove.Flags().BoolVarP(&force, "force", "f", false, "whatever their state is")
+	logs := command(d, "logs VM", "Show the console of a VM", "banger vm logs api", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+		r, err := d.client.Logs(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		_, err = io.Copy(d.stdout, r)
 		return err
+	})
+	several := []*cobra.Command{
+		verb(d, "start", "Start stopped VMs", d.client.StartVM), stop,
+		verb(d, "kill", "End VMs at once", d.client.KillVM), remove,
 	}
-	return d.printJSON(v)
+	for _, c := range several {
+		c.ValidArgsFunction = d.vms
+	}
+	one := []*cobra.Command{show(d, vmKind, "show VM", "Show a VM", "banger vm show api", d.client.VM), execCommand(d), logs}
+	for _, c := range one {
+		c.ValidArgsFunction = first(d.vms)
+	}
+	c := group("vm", "Run virtual machines", "banger vm run --name api -- make test", runCommand(d), createCommand(d),
+		list(d, vmKind, "List VMs", "banger vm list", d.client.VMs))
+	c.AddCommand(several...)
+	c.AddCommand(one...)
+	c.AddCommand(changeCommands(d)...)
+	return c
 }
 
-func showCommand(d *deps) *cobra.Command {
-	var asJSON bool
-	c := command(d, "show VM", "Show a VM", "banger vm show api --json", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		v, err := d.client.VM(ctx, args[0])
-		if err != nil || asJSON {
-			return orJSON(d, v, err)
+// timeoutFlag says how long a guest is given to stop.
+type timeoutFlag struct{ timeout time.Duration }
+
+func (t *timeoutFlag) add(c *cobra.Command) {
+	c.Flags().DurationVar(&t.timeout, "timeout", 10*time.Second, "how long the guest is given to stop")
+	completeFlag(c, "timeout", cobra.NoFileCompletions)
+	c.PreRunE = func(*cobra.Command, []string) error {
+		if t.timeout <= 0 {
+			return api.Errorf(api.CodeInvalid, "stop VM: timeout %v: not more than 0", t.timeout).WithHint("banger vm kill ends a VM at once")
 		}
-		rows := [][]string{
-			{"name", v.Name}, {"id", v.ID}, {"state", string(v.State)}, {"image", v.Image + " (" + v.ImageID + ")"}, {"kernel", v.Kernel},
-			{"cpus", str(v.CPUs)}, {"memory", size(v.Memory)}, {"root size", size(v.RootSize)}, {"disk", size(v.DiskSize)}, {"created", ago(v.Created)},
+		return nil
+	}
+}
+
+// verb is a command that does something to VMs: it asks for all, then waits for all.
+func verb(d *deps, name, short string, begin func(context.Context, string) (api.Operation, error)) *cobra.Command {
+	c := command(d, name+" VM...", short, "banger vm "+name+" api", cobra.MinimumNArgs(1), func(ctx context.Context, refs []string) error {
+		type begun struct {
+			name string
+			op   api.Operation
+			err  error
 		}
-		if v.Started != nil {
-			rows = append(rows, []string{"started", ago(*v.Started)}, []string{"engine", v.Engine}, []string{"pid", str(v.PID)})
+		var all []begun
+		for _, ref := range refs {
+			vm, err := d.client.VM(ctx, ref)
+			b := begun{name: vm.Name, err: err}
+			if err == nil {
+				b.op, b.err = begin(ctx, vm.ID)
+			}
+			all = append(all, b)
 		}
-		if len(v.Steps) > 0 {
-			rows = append(rows, []string{"start", steps(v.Steps)})
+		var failed failures
+		for _, b := range all {
+			_, err := d.operate(ctx, b.op, b.err)
+			if err == nil {
+				err = d.done(b.name)
+			}
+			if err != nil {
+				failed = append(failed, err)
+			}
 		}
-		if len(v.Pending) > 0 {
-			rows = append(rows, []string{"next start", strings.Join(v.Pending, ", ") + " will change"})
+		if len(failed) == 0 {
+			return nil
 		}
-		if v.LastError != "" {
-			rows = append(rows, []string{"last error", v.LastError})
-		}
-		return d.table("", rows[0], rows[1:])
+		return failed
 	})
-	c.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	d.withQuiet(c, "do not print their names")
 	return c
 }

@@ -108,7 +108,7 @@ func (m *Manager) Get(ctx context.Context, caller uint32, name string) (Image, e
 			}
 		}
 	}
-	return Image{}, api.Errorf(api.CodeNotFound, "image %q: no such image", name).
+	return Image{}, api.Errorf(api.CodeNotFound, "image %q: no such image", name).Missing("image", name).
 		WithHint("banger image ls lists them, banger image import makes one of a tar archive, banger image bootstrap makes one of the host's distribution")
 }
 

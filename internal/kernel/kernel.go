@@ -232,9 +232,10 @@ func (m *Manager) Get(ctx context.Context, name string) (Kernel, error) {
 		}
 	}
 	if name == "" {
-		return Kernel{}, api.Errorf(api.CodeNotFound, "there is no kernel yet").WithHint("banger kernel pull")
+		return Kernel{}, api.Errorf(api.CodeNotFound, "there is no kernel yet").Missing("kernel", "").WithHint("banger kernel pull")
 	}
-	return Kernel{}, api.Errorf(api.CodeNotFound, "kernel %q: no such kernel", name).WithHint("banger kernel list, banger kernel pull")
+	return Kernel{}, api.Errorf(api.CodeNotFound, "kernel %q: no such kernel", name).Missing("kernel", name).
+		WithHint("banger kernel list, banger kernel pull")
 }
 
 // Remove removes a bundle that no VM uses.

@@ -62,6 +62,13 @@ func notFound(id string) *api.Error {
 // fn that returns an error after that is cancelled, with another error failed; a
 // panic in it is an internal error. After Close the operation fails at once.
 func (r *Registry) Start(owner uint32, kind, target string, fn func(ctx context.Context, report api.Reporter) error) api.Operation {
+	return r.Make(owner, kind, target, func(ctx context.Context, report api.Reporter) (string, error) {
+		return "", fn(ctx, report)
+	})
+}
+
+// Make is Start for an operation whose result has a name that only its end tells.
+func (r *Registry) Make(owner uint32, kind, target string, fn func(ctx context.Context, report api.Reporter) (string, error)) api.Operation {
 	ctx, cancel := context.WithCancel(context.Background())
 	e := &entry{cancel: cancel, done: make(chan struct{}), followers: map[chan api.Progress]struct{}{}}
 	e.op = api.Operation{ID: newID(), Kind: kind, Target: target, Owner: owner, Status: api.OperationRunning}
@@ -77,9 +84,10 @@ func (r *Registry) Start(owner uint32, kind, target string, fn func(ctx context.
 	r.prune()
 	op := e.op
 	r.wg.Go(func() {
-		err := call(ctx, op, fn, func(p api.Progress) { r.report(e, p) })
+		result, err := call(ctx, op, fn, func(p api.Progress) { r.report(e, p) })
 		r.mu.Lock()
 		defer r.mu.Unlock()
+		e.op.Result = result
 		r.finish(e, err)
 	})
 	return op
@@ -91,7 +99,7 @@ func newID() string {
 	return hex.EncodeToString(b)
 }
 
-func call(ctx context.Context, op api.Operation, fn func(context.Context, api.Reporter) error, report api.Reporter) (err error) {
+func call(ctx context.Context, op api.Operation, fn func(context.Context, api.Reporter) (string, error), report api.Reporter) (result string, err error) {
 	defer func() {
 		if v := recover(); v != nil {
 			slog.Error("panic in operation", "id", op.ID, "kind", op.Kind, "target", op.Target, "panic", v, "stack", string(debug.Stack()))

@@ -239,9 +239,9 @@ func (s *server) kernelRoutes(routes huma.API) {
 		})
 	route(s, routes, http.MethodPost, "/kernels/pull", http.StatusAccepted, "pull-kernel", "Fetch a kernel through the host's package manager.",
 		func(_ context.Context, caller uint32, _ *none) (operationBody, error) {
-			op := s.Operations.Start(caller, "kernel.pull", "kernel", func(ctx context.Context, report api.Reporter) error {
-				_, err := s.Kernels.Pull(ctx, report)
-				return err
+			op := s.Operations.Make(caller, "kernel.pull", "kernel", func(ctx context.Context, report api.Reporter) (string, error) {
+				k, err := s.Kernels.Pull(ctx, report)
+				return k.Name, err
 			})
 			return operationBody{op}, nil
 		})

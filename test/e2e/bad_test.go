@@ -145,13 +145,13 @@ func TestBadHost(t *testing.T) {
 		if r := h.Pipe(t, rootfs, "image", "import", "tiny", "-"); r.Exit != 0 {
 			t.Fatalf("import: exit status %d\n%s", r.Exit, r.Stderr)
 		}
-		refused{args: []string{"vm", "run", "--image", "tiny", "--", "true"},
+		refused{args: []string{"vm", "run", "--pull", "never", "--image", "tiny", "--", "true"},
 			exit: exitNotFound, error: "kernel", hint: "banger kernel pull"}.check(t, h)
 		h.CheckNothingLeft(t)
 	})
 	t.Run("no image", func(t *testing.T) {
 		h := hosttest.New(t)
-		refused{args: []string{"vm", "run", "--", "true"},
+		refused{args: []string{"vm", "run", "--pull", "never", "--", "true"},
 			exit: exitNotFound, error: "debian", hint: "banger image bootstrap"}.check(t, h)
 		h.CheckNothingLeft(t)
 	})

@@ -1,0 +1,161 @@
+package e2e
+
+import (
+	"context"
+	"io"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"banger/internal/hosttest"
+
+	"github.com/creack/pty"
+)
+
+// A signal is never lost, whatever the command line is at.
+func TestInterrupts(t *testing.T) {
+	h := hosttest.NewSeeded(t)
+	t.Run("before the command", func(t *testing.T) { interruptBoot(t, h) })
+	h.Must(t, "vm", "run", "--name", "m")
+	t.Run("at the hand-over", func(t *testing.T) { interruptHandOver(t, h) })
+	t.Run("daemon hangs", func(t *testing.T) { interruptHung(t, h) })
+	t.Run("daemon hangs under a command", func(t *testing.T) { interruptHungCommand(t, h) })
+	t.Run("daemon hangs under a terminal", func(t *testing.T) { interruptHungTerminal(t, h) })
+	h.Must(t, "vm", "delete", "--force", "m")
+	h.CheckNothingLeft(t)
+}
+
+// begun is a command line under way.
+type begun struct {
+	*exec.Cmd
+	out *buffer
+}
+
+func begin(t *testing.T, h *hosttest.Host, args ...string) begun {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	t.Cleanup(cancel)
+	b := begun{h.Command(ctx, args...), &buffer{}}
+	b.Stdout, b.Stderr = b.out, b.out
+	if err := b.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func (b begun) signal(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	if err := b.Process.Signal(s); err != nil {
+		t.Error(err)
+	}
+}
+
+// ends checks the exit status and what was said at last.
+func (b begun) ends(t *testing.T, status int, says string) {
+	t.Helper()
+	_ = b.Wait() // the exit status is looked at
+	if got := b.ProcessState.ExitCode(); got != status || !strings.HasSuffix(b.out.String(), says) {
+		t.Errorf("%v: exit status %d, want %d; output %q, want %q at its end", b.Args[1:], got, status, b.out, says)
+	}
+}
+
+func interruptBoot(t *testing.T, h *hosttest.Host) {
+	for signal, status := range map[syscall.Signal]int{syscall.SIGINT: 130, syscall.SIGTERM: 143, syscall.SIGHUP: 129} {
+		b := begin(t, h, "vm", "run", "--name", "early", "--", "sleep", "1000")
+		hosttest.Eventually(t, time.Minute, "a VM boots", func() bool {
+			return strings.Contains(h.Must(t, "vm", "list"), "starting")
+		})
+		b.signal(t, signal)
+		b.ends(t, status, "banger: interrupted\n")
+		if got := h.VMs(t); len(got) != 0 {
+			t.Errorf("after %v there are VMs %v", signal, got)
+		}
+	}
+}
+
+// interruptHandOver sends signals at many points of the way to a running command:
+// it ends each time, by banger's word or by the signal in the guest.
+func interruptHandOver(t *testing.T, h *hosttest.Host) {
+	for after := time.Duration(0); after < 240*time.Millisecond; after += 12 * time.Millisecond {
+		b := begin(t, h, "vm", "exec", "m", "--", "sleep", "1000")
+		time.Sleep(after)
+		b.signal(t, syscall.SIGTERM)
+		_ = b.Wait() // the exit status is looked at
+		byGo := b.ProcessState.Sys().(syscall.WaitStatus).Signaled() // before main began
+		if got := b.ProcessState.ExitCode(); got != 143 && !byGo {
+			t.Errorf("SIGTERM after %v: exit status %d, want 143\n%s", after, got, b.out)
+		}
+	}
+}
+
+// freeze stops the daemon from doing anything until the test has ended.
+func freeze(t *testing.T, h *hosttest.Host) {
+	t.Helper()
+	pid := h.DaemonPID()
+	if pid == 0 {
+		t.Fatal("no daemon answers")
+	}
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func interruptHung(t *testing.T, h *hosttest.Host) {
+	freeze(t, h)
+	b := begin(t, h, "vm", "list")
+	time.Sleep(200 * time.Millisecond)
+	b.signal(t, syscall.SIGINT)
+	b.ends(t, 130, "banger: interrupted\n")
+}
+
+func interruptHungCommand(t *testing.T, h *hosttest.Host) {
+	b := begin(t, h, "vm", "exec", "m", "--", "sh", "-c", "trap '' INT; echo ready; sleep 30")
+	b.out.await(t, "ready")
+	freeze(t, h)
+	for range 3 {
+		b.signal(t, syscall.SIGINT)
+		time.Sleep(50 * time.Millisecond) // signals that wait are merged
+	}
+	b.ends(t, 130, "banger: interrupted\n")
+}
+
+func interruptHungTerminal(t *testing.T, h *hosttest.Host) {
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	cmd := h.Command(ctx, "vm", "exec", "-it", "m", "--", "sh")
+	tty, err := pty.Start(cmd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tty.Close()
+	out := &buffer{}
+	go func() { _, _ = io.Copy(out, tty) }() // until the terminal is gone
+	if _, err := io.WriteString(tty, "echo ready $((40+2))\r"); err != nil {
+		t.Fatal(err)
+	}
+	out.await(t, "ready 42")
+	freeze(t, h)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = cmd.Wait() // the exit status is looked at
+	}()
+	for {
+		_, _ = io.WriteString(tty, "\x03") // the other side may have gone
+		select {
+		case <-ended:
+			if got := cmd.ProcessState.ExitCode(); got != 130 {
+				t.Errorf("exit status %d, want 130\n%s", got, out)
+			}
+			return
+		case <-time.After(300 * time.Millisecond):
+		}
+	}
+}
