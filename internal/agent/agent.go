@@ -5,6 +5,11 @@
 // host, over a virtio-serial port: health, configuration, power-off (server.go)
 // and exec sessions (session.go, command.go).
 //
+// The upper disk, of which the overlay of the root is made, stays mounted at
+// /run/banger/upper, where the guest's root can see it: it is the guest's own disk,
+// and it has to be reachable to be grown, and to be left clean at a power-off.
+// Nothing there is for anybody to use.
+//
 // Process 1 and the agent proper are two processes because a wait for any child,
 // which init owes to orphans, would steal the children that the agent waits for.
 package agent

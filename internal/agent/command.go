@@ -24,6 +24,7 @@ const (
 	// After the command's end, what its output pipes still hold is passed on.
 	// Others that hold them open are not waited for.
 	outputGrace = 200 * time.Millisecond
+	eofPause    = 50 * time.Millisecond
 	maxPipe     = 1 << 20 // the most that a pipe holds, see pipe(7)
 )
 
@@ -56,7 +57,7 @@ func (s *session) start(spec api.ExecSpec) error {
 	for _, o := range streams.outputs {
 		outputs.Go(func() { s.pump(o, ended) })
 	}
-	go s.feed(streams.input, spec.TTY)
+	go s.feed(streams.input, spec, ended)
 	go s.wait(cmd, streams, ended, &outputs)
 	return nil
 }
@@ -284,12 +285,16 @@ func (s *session) pump(o output, ended <-chan struct{}) {
 }
 
 // feed passes input on to the command.
-func (s *session) feed(w *os.File, tty bool) {
+func (s *session) feed(w *os.File, spec api.ExecSpec, ended <-chan struct{}) {
 	defer s.closeInput()
 	if w == nil {
 		return
 	}
-	if !tty {
+	if spec.TTY && !spec.Stdin {
+		endInput(w, ended)
+		return
+	}
+	if !spec.TTY {
 		defer func() { _ = w.Close() }()
 	}
 	for {
@@ -298,16 +303,36 @@ func (s *session) feed(w *os.File, tty bool) {
 			return
 		}
 		if f.Type == api.FrameStdinEOF {
-			if tty {
-				_, _ = w.Write([]byte{4}) // ^D: the end of the input in canonical mode, see termios(3)
-			}
 			s.passedOn()
+			if spec.TTY {
+				endInput(w, ended)
+			}
 			return
 		}
 		if _, err := w.Write(f.Data); err != nil {
 			return
 		}
 		s.passedOn()
+	}
+}
+
+// endInput has everybody who reads from a terminal read the end of its input, until
+// ended is closed. One end-of-file character is the end for one reader only, and
+// none at all after a line that is not complete; see termios(3), VEOF.
+func endInput(master *os.File, ended <-chan struct{}) {
+	tick := time.NewTicker(eofPause)
+	defer tick.Stop()
+	for {
+		if eof, dry := linux.TerminalDry(master); dry {
+			if _, err := master.Write([]byte{eof}); err != nil {
+				return
+			}
+		}
+		select {
+		case <-tick.C:
+		case <-ended:
+			return
+		}
 	}
 }
 

@@ -88,3 +88,28 @@ func SetWindowSize(f *os.File, rows, cols uint16) error {
 	}
 	return ioctlErr
 }
+
+// TerminalDry says whether the terminal of which f is the master takes its input by
+// lines and has none to read, and which character then is the end of the input.
+// See ioctl_tty(2), TIOCGPTPEER.
+func TerminalDry(f *os.File) (eof byte, dry bool) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return 0, false
+	}
+	_ = raw.Control(func(fd uintptr) {
+		mode, err := unix.IoctlGetTermios(int(fd), unix.TCGETS)
+		if err != nil || mode.Lflag&unix.ICANON == 0 {
+			return
+		}
+		flags := uintptr(unix.O_RDWR | unix.O_NOCTTY | unix.O_NONBLOCK | unix.O_CLOEXEC)
+		slave, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, unix.TIOCGPTPEER, flags)
+		if errno != 0 {
+			return
+		}
+		defer func() { _ = unix.Close(int(slave)) }()
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(slave), Events: unix.POLLIN}}, 0)
+		eof, dry = mode.Cc[unix.VEOF], err == nil && n == 0
+	})
+	return eof, dry
+}
