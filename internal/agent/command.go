@@ -65,12 +65,17 @@ func (s *session) start(spec api.ExecSpec) error {
 // refuse makes the session that of a command that did not start.
 func (s *session) refuse(err error) {
 	code := 126
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound) {
+	if isMissing(err) {
 		code = 127
 	}
 	s.inClosed = true
 	s.put(api.Frame{Type: api.FrameStderr, Data: []byte("banger: " + err.Error() + "\n")})
 	s.put(api.JSONFrame(api.FrameExit, 0, api.ExecStatus{Code: code}))
+}
+
+// isMissing says that a command did not start because there is none of the name.
+func isMissing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, exec.ErrNotFound)
 }
 
 func newCommand(spec api.ExecSpec, u user) (*exec.Cmd, error) {

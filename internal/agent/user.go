@@ -3,6 +3,7 @@ package agent
 import (
 	"bufio"
 	"io"
+	"math"
 	"os"
 	"slices"
 	"strconv"
@@ -13,6 +14,9 @@ import (
 
 // maxUserFile bounds what is read of /etc/passwd and /etc/group, which are the image's.
 const maxUserFile = 4 << 20
+
+// The guest's own files; tests put others in their place.
+var passwdFile, groupFile = "/etc/passwd", "/etc/group"
 
 // user is whom a command runs as.
 type user struct {
@@ -29,7 +33,7 @@ func findUser(spec string) (user, error) {
 	}
 	u := user{name: who, home: "/"}
 	found := false
-	entries("/etc/passwd", 7, func(f []string) bool {
+	entries(passwdFile, 7, func(f []string) bool {
 		uid, gid, ok := ids(f[2], f[3])
 		if ok && (f[0] == who || f[2] == who) {
 			u, found = user{name: f[0], home: f[5], shell: f[6], uid: uid, gid: gid}, true
@@ -37,9 +41,9 @@ func findUser(spec string) (user, error) {
 		return !found
 	})
 	if !found {
-		switch uid, err := strconv.ParseUint(who, 10, 32); {
+		switch uid, err := parseID(who); {
 		case err == nil:
-			u.uid = uint32(uid)
+			u.uid = uid
 		case who == "root":
 			u.home = "/root"
 		default:
@@ -57,9 +61,9 @@ func findUser(spec string) (user, error) {
 		u.gid = gid
 		return u, nil
 	}
-	entries("/etc/group", 4, func(f []string) bool {
-		if gid, err := strconv.ParseUint(f[2], 10, 32); err == nil && slices.Contains(strings.Split(f[3], ","), u.name) {
-			u.groups = append(u.groups, uint32(gid))
+	entries(groupFile, 4, func(f []string) bool {
+		if gid, err := parseID(f[2]); err == nil && slices.Contains(strings.Split(f[3], ","), u.name) {
+			u.groups = append(u.groups, gid)
 		}
 		return len(u.groups) < 1024
 	})
@@ -68,25 +72,35 @@ func findUser(spec string) (user, error) {
 
 func findGroup(name string) (gid uint32, err error) {
 	found := false
-	entries("/etc/group", 4, func(f []string) bool {
-		if n, err := strconv.ParseUint(f[2], 10, 32); err == nil && f[0] == name {
-			gid, found = uint32(n), true
+	entries(groupFile, 4, func(f []string) bool {
+		if n, err := parseID(f[2]); err == nil && f[0] == name {
+			gid, found = n, true
 		}
 		return !found
 	})
 	if found {
 		return gid, nil
 	}
-	if n, err := strconv.ParseUint(name, 10, 32); err == nil {
-		return uint32(n), nil
+	if n, err := parseID(name); err == nil {
+		return n, nil
 	}
 	return 0, api.Errorf(api.CodeInvalid, "exec: the guest has no group %q", name)
 }
 
 func ids(uid, gid string) (u, g uint32, ok bool) {
-	a, errA := strconv.ParseUint(uid, 10, 32)
-	b, errB := strconv.ParseUint(gid, 10, 32)
-	return uint32(a), uint32(b), errA == nil && errB == nil
+	u, errU := parseID(uid)
+	g, errG := parseID(gid)
+	return u, g, errU == nil && errG == nil
+}
+
+// parseID reads a uid or gid. The highest number is none: setresuid(2) takes it for
+// "leave as it is".
+func parseID(s string) (uint32, error) {
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err == nil && n == math.MaxUint32 {
+		err = strconv.ErrRange
+	}
+	return uint32(n), err
 }
 
 // entries gives each line's fields to yield, where there are n of them, until it returns false.
