@@ -56,6 +56,7 @@ var directions = map[string][]string{
 	"internal/vmm":         {"internal/linux", "internal/resource"},
 	"internal/vmm/qemu":    {"internal/linux", "internal/resource", "internal/vmm"},
 	"internal/vmm/vmmtest": {"internal/guest", "internal/guest/wire", "internal/linux", "internal/resource", "internal/vmm"},
+	"test/bench":           {"internal/hosttest"},
 	"test/e2e":             {"internal/hosttest"},
 }
 
