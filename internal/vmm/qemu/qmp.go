@@ -69,8 +69,10 @@ func answer(in *bufio.Reader) (json.RawMessage, error) {
 		switch {
 		case msg.Error != nil:
 			return nil, errors.New(msg.Error.Desc)
-		case msg.Event == "":
+		case msg.Return != nil:
 			return msg.Return, nil
+		case msg.Event == "":
+			return nil, errors.New("the monitor said what is neither answer nor event")
 		}
 	}
 }

@@ -4,9 +4,13 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"net"
+	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 // converse runs a command against a monitor that says lines, the first at once
@@ -43,6 +47,12 @@ func TestQMP(t *testing.T) {
 		{"answer", []string{greeting, `{"return": {}}`, `{"return": {"running": true}}`}, `{"running": true}`, ""},
 		{"events between", []string{greeting, `{"return": {}}`, `{"event": "RESUME"}` + "\n" + `{"event": "STOP"}` + "\n" + `{"return": 1}`}, "1", ""},
 		{"error", []string{greeting, `{"return": {}}`, `{"error": {"class": "GenericError", "desc": "no such thing"}}`}, "", "no such thing"},
+		{"events before", []string{greeting, `{"event": "RESUME"}` + "\n" + `{"return": {}}`, `{"return": 2}`}, "2", ""},
+		{"neither", []string{greeting, `{}`}, "", "neither answer nor event"},
+		{"other JSON", []string{greeting, `[1]`}, "", "qmp qmp_capabilities"},
+		{"cut off", []string{greeting, `{"return": {}}`, `{"return": `}, "", "qmp query-status"},
+		{"endless greeting", []string{strings.Repeat("x", qmpLine)}, "", "qmp greeting"},
+		{"endless events", []string{greeting, strings.Repeat(`{"event": "X"}`+"\n", qmpLine/14)}, "", "qmp qmp_capabilities"},
 		{"end after greeting", []string{greeting}, "", "qmp qmp_capabilities"},
 		{"no greeting", nil, "", "qmp greeting"},
 		{"nonsense", []string{greeting, "nonsense"}, "", "qmp qmp_capabilities"},
@@ -65,5 +75,24 @@ func TestQMPCancelled(t *testing.T) {
 	go cancel()
 	if _, err := qmp(ctx, ours, command{Execute: "query-status"}); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// A monitor that falls silent is given up after a while, whatever it said before.
+func TestQMPSilent(t *testing.T) {
+	for _, said := range []string{"", greeting + "\n", greeting} {
+		synctest.Test(t, func(t *testing.T) {
+			ours, theirs := net.Pipe()
+			defer theirs.Close()
+			go func() {
+				_, _ = theirs.Write([]byte(said))
+				_, _ = io.Copy(io.Discard, theirs)
+			}()
+			start := time.Now()
+			_, err := qmp(t.Context(), ours, command{Execute: "query-status"})
+			if !errors.Is(err, os.ErrDeadlineExceeded) || time.Since(start) != qmpTimeout {
+				t.Errorf("after %q: %v after %v", said, err, time.Since(start))
+			}
+		})
 	}
 }

@@ -1,0 +1,75 @@
+package qemu
+
+import (
+	"strings"
+	"testing"
+
+	"banger/internal/vmm"
+)
+
+// golden is the command line of machine, an option a line.
+const golden = `-name banger-0123
+-nodefaults
+-no-user-config
+-display none
+-no-reboot
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-M microvm,x-option-roms=off,acpi=on,rtc=on,pit=off,pic=off,isa-serial=on
+-accel ACCEL
+-cpu CPU
+-m 512M
+-smp 2
+-kernel /s/vm,linux
+-initrd /s/initrd
+-append console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests mitigations=off random.trust_cpu=onTSC banger.layers=vda
+-global virtio-mmio.force-legacy=false
+-chardev file,id=console,append=on,path=/s/a,,b=c/console.log
+-serial chardev:console
+-device virtio-serial-device
+-chardev socket,id=agent,server=on,wait=off,path=agent.sock
+-device virtserialport,chardev=agent,name=banger.agent
+-device virtio-rng-device
+-qmp unix:qmp.sock,server=on,wait=off
+-drive id=d0,if=none,format=raw,cache=writeback,file=/s/layer.ext4,read-only=on
+-device virtio-blk-device,drive=d0
+-drive id=d1,if=none,format=raw,cache=writeback,file=/s/a,,b=c/upper.ext4,discard=unmap
+-device virtio-blk-device,drive=d1
+`
+
+func TestArgs(t *testing.T) {
+	machine := vmm.Machine{
+		ID: "0123", CPUs: 2, Memory: 512 << 20, Kernel: "/s/vm,linux", Initrd: "/s/initrd", Cmdline: "banger.layers=vda",
+		Disks:   []vmm.Disk{{Path: "/s/layer.ext4", ReadOnly: true}, {Path: "/s/a,b=c/upper.ext4"}},
+		Console: "/s/a,b=c/console.log", Log: "/s/vmm.log", RunDir: "/r", Cgroup: "/c",
+	}
+	for name, tc := range map[string]struct {
+		accel  string
+		tscKHz int64
+		cpu    string
+		tsc    string
+	}{
+		"kvm":                  {"kvm", 0, "host", ""},
+		"kvm with a known TSC": {"kvm", 2100000, "host", ""}, // it has the host's clock
+		"tcg":                  {"tcg", 2100000, "max", " tsc_early_khz=2100000 tsc=reliable"},
+		"tcg without TSC":      {"tcg", 0, "max", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var got strings.Builder
+			for i, a := range args(machine, tc.accel, tc.tscKHz) {
+				switch {
+				case i == 0:
+				case strings.HasPrefix(a, "-"):
+					got.WriteByte('\n')
+				default:
+					got.WriteByte(' ')
+				}
+				got.WriteString(a)
+			}
+			got.WriteByte('\n')
+			want := strings.NewReplacer("ACCEL", tc.accel, "CPU", tc.cpu, "TSC", tc.tsc).Replace(golden)
+			if got.String() != want {
+				t.Errorf("got\n%s\nwant\n%s", &got, want)
+			}
+		})
+	}
+}
