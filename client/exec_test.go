@@ -29,7 +29,7 @@ func startAgent(t *testing.T) (dial func(context.Context) (*websocket.Conn, erro
 	t.Helper()
 	host, port := net.Pipe()
 	l := wire.Listen(port, "secret")
-	server := &http.Server{Handler: agent.Handler(func() {})}
+	server := &http.Server{Handler: agent.Handler(func(time.Duration) {})}
 	go func() { _ = server.Serve(l) }()
 	conn, err := guest.Connect(t.Context(), guest.Serial, func(context.Context) (net.Conn, error) { return host, nil }, "secret")
 	if err != nil {

@@ -1,9 +1,11 @@
-// Package agent is banger's side in a guest, in one static program with three
-// roles. As /init of the initramfs it loads modules and puts the root together
-// out of the VM's disks (boot.go); then, as process 1, it reaps orphans and keeps
-// the agent proper running (Main); and as the agent proper it serves HTTP to the
-// host, over a virtio-serial port: health, configuration, power-off (server.go)
-// and exec sessions (session.go, command.go).
+// Package agent is banger's side in a guest, in one static program with several
+// roles, which it tells apart by its process id and its argv[0] (Main). As /init of
+// the initramfs it loads modules and puts the root together out of the VM's disks
+// (boot.go). Then, as process 1, it reaps orphans and keeps the agent proper running;
+// or it starts a supervisor that does so, and hands process 1 over to the image's
+// own init (init.go). The agent proper serves HTTP to the host, over a virtio-serial
+// port: health, configuration, power-off (server.go, poweroff.go) and exec sessions
+// (session.go, command.go).
 //
 // The upper disk, of which the overlay of the root is made, stays mounted at
 // /run/banger/upper, where the guest's root can see it: it is the guest's own disk,
@@ -18,7 +20,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log"
 	"net/http"
 	"os"
@@ -30,13 +31,17 @@ import (
 	"banger/internal/linux"
 )
 
+// The names (argv[0]) by which the program knows its roles. systemd spares root's
+// processes whose name begins with @ when it kills the others at a shutdown
+// (https://systemd.io/ROOT_STORAGE_DAEMONS), so that the agent serves until the end.
 const (
-	roleServe   = "banger-agent"
-	secretEnv   = "BANGER_SYNC"
-	maxRestarts = 10
+	roleServe     = "@banger-agent"
+	roleSupervise = "@banger-supervisor"
+
+	secretEnv = "BANGER_SYNC"
 )
 
-// Main is the program: process 1, or the agent proper under its own name.
+// Main is the program, in the role that it was started for.
 func Main() {
 	log.SetFlags(0)
 	log.SetPrefix("banger-agent: ")
@@ -48,6 +53,8 @@ func Main() {
 		_ = linux.PowerOff()
 	case os.Args[0] == roleServe:
 		err = serve()
+	case os.Args[0] == roleSupervise:
+		err = supervise()
 	default:
 		err = errors.New("this is the agent of a banger guest; it runs as its process 1")
 	}
@@ -63,53 +70,6 @@ func announce(err error) {
 	_, _ = fmt.Fprintf(console, "\nbanger-agent: %v; powering off\n", err)
 	linux.Sync()
 	time.Sleep(100 * time.Millisecond)
-}
-
-func initProcess() error {
-	// The image's file system replaces the one that the program came from.
-	self, err := os.Open("/init")
-	if err != nil {
-		return err
-	}
-	boot, err := bootRoot()
-	if err != nil {
-		return err
-	}
-	for range maxRestarts {
-		started := time.Now()
-		if err := superviseOnce(self, boot.Sync); err != nil {
-			return err
-		}
-		log.Print("the agent ended; starting it again")
-		if time.Since(started) < time.Second {
-			time.Sleep(time.Second)
-		}
-	}
-	return fmt.Errorf("the agent ended %d times", maxRestarts)
-}
-
-// superviseOnce starts the agent proper and reaps until it ends.
-func superviseOnce(self *os.File, secret string) error {
-	console, err := os.OpenFile("/dev/console", os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = console.Close() }()
-	child, err := os.StartProcess(fmt.Sprintf("/proc/self/fd/%d", self.Fd()), []string{roleServe}, &os.ProcAttr{
-		Dir: "/",
-		Env: []string{"PATH=" + defaultPath, secretEnv + "=" + secret},
-		// /dev/null would do for input, but an image's /dev is ours only after the mounts
-		Files: []*os.File{console, console, console},
-	})
-	if err != nil {
-		return fmt.Errorf("start the agent: %w", err)
-	}
-	for {
-		pid, err := linux.ReapAny()
-		if err != nil || pid == child.Pid {
-			return nil
-		}
-	}
 }
 
 // serve is the agent proper.
@@ -162,38 +122,4 @@ func (p *port) Read(b []byte) (int, error) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
-}
-
-// powerOff ends all processes, leaves the disks clean and powers off.
-func powerOff() {
-	_ = linux.SignalAll("TERM")
-	_ = linux.SignalAll("CONT")
-	for deadline := time.Now().Add(2 * time.Second); time.Now().Before(deadline) && othersRun(); {
-		time.Sleep(20 * time.Millisecond)
-	}
-	_ = linux.SignalAll("KILL")
-	linux.Sync()
-	for _, dir := range []string{workMount, "/", upperMount} {
-		if err := linux.RemountReadOnly(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			log.Printf("remount %s read-only: %v", dir, err)
-		}
-	}
-	if err := linux.PowerOff(); err != nil {
-		log.Print(err)
-	}
-}
-
-// othersRun says whether there are processes besides init, this one and the kernel's.
-func othersRun() bool {
-	dirs, _ := filepath.Glob("/proc/[0-9]*/exe")
-	me := fmt.Sprintf("/proc/%d/exe", os.Getpid())
-	for _, d := range dirs {
-		if d == me || d == "/proc/1/exe" {
-			continue
-		}
-		if _, err := os.Readlink(d); err == nil {
-			return true
-		}
-	}
-	return false
 }

@@ -14,12 +14,14 @@ import (
 	"banger/internal/linux"
 )
 
-// Where the initramfs mounts what the root is made of. upperMount is also, in
-// the new root, where the upper disk can be reached for a clean power-off.
+// Where the initramfs mounts what the root is made of. upperMount is, in the new
+// root, where the upper disk can be reached for a clean power-off. systemd leaves
+// mounts below /run/initramfs alone until the end, when it makes them read-only; one
+// that it unmounted before the root would keep a journal to be replayed.
 const (
 	newRoot    = "/new"
 	layerMount = "/layers"
-	upperMount = "/run/banger/upper"
+	upperMount = "/run/initramfs/banger/upper"
 )
 
 // bootRoot makes the VM's disks the root directory of process 1.
@@ -46,6 +48,9 @@ func bootRoot() (wire.Boot, error) {
 		return wire.Boot{}, err
 	}
 	if err := prepare(boot); err != nil {
+		return wire.Boot{}, err
+	}
+	if err := identify(newRoot, boot.Hostname, boot.MachineID); err != nil {
 		return wire.Boot{}, err
 	}
 	if err := linux.MoveRoot(newRoot); err != nil {

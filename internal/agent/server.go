@@ -9,6 +9,7 @@ import (
 	"log"
 	"net/http"
 	"os"
+	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"strings"
@@ -27,15 +28,17 @@ const (
 )
 
 // Handler serves the agent's routes. poweroff is called once a request to power
-// off has been answered.
-func Handler(poweroff func()) http.Handler {
+// off has been answered, with the time that the host will wait for it.
+func Handler(poweroff func(patience time.Duration)) http.Handler {
 	ss := &sessions{byID: make(map[string]*session)}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", health)
 	mux.HandleFunc("POST /configure", configure)
-	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {
+	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, r *http.Request) {
+		var p wire.PowerOff
+		_ = json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(&p) // without a body: without patience
 		w.WriteHeader(http.StatusNoContent)
-		time.AfterFunc(50*time.Millisecond, poweroff) // the answer gets out first
+		time.AfterFunc(50*time.Millisecond, func() { poweroff(p.Patience) }) // the answer gets out first
 	})
 	mux.HandleFunc("GET /exec", ss.serve)
 	return mux
@@ -103,22 +106,31 @@ func apply(c wire.Configure) error {
 	if c.Grow {
 		errs = append(errs, growDisks())
 	}
-	if c.Hostname != "" {
-		errs = append(errs, linux.SetHostname(c.Hostname), writeIn("etc/hostname", c.Hostname+"\n", 0o644))
+	errs = append(errs, identify("/", c.Hostname, c.MachineID))
+	return errors.Join(errs...)
+}
+
+// identify gives the system whose tree is at dir its name and its machine id (32
+// hexadecimal digits), as hostname(5) and machine-id(5) have it; empty ones are left
+// alone.
+func identify(dir, hostname, machineID string) error {
+	var errs []error
+	if hostname != "" {
+		errs = append(errs, linux.SetHostname(hostname), writeUnder(dir, "etc/hostname", hostname+"\n", 0o644))
 	}
-	if c.MachineID != "" {
-		if b, err := hex.DecodeString(c.MachineID); err != nil || len(b) != 16 {
+	if machineID != "" {
+		if b, err := hex.DecodeString(machineID); err != nil || len(b) != 16 {
 			errs = append(errs, errors.New("machine id: 32 hexadecimal digits are needed"))
 		} else {
-			errs = append(errs, writeIn("etc/machine-id", c.MachineID+"\n", 0o444))
+			errs = append(errs, writeUnder(dir, "etc/machine-id", machineID+"\n", 0o444))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// writeIn replaces a file of the image, whatever it is there, a link too.
-func writeIn(name, content string, mode os.FileMode) error {
-	root, err := os.OpenRoot("/")
+// writeUnder replaces a file in the tree at dir, whatever it is there, a link too.
+func writeUnder(dir, name, content string, mode os.FileMode) error {
+	root, err := os.OpenRoot(dir)
 	if err != nil {
 		return err
 	}
@@ -126,7 +138,7 @@ func writeIn(name, content string, mode os.FileMode) error {
 	if old, err := root.ReadFile(name); err == nil && string(old) == content {
 		return nil
 	}
-	if err := root.MkdirAll("etc", 0o755); err != nil {
+	if err := root.MkdirAll(filepath.Dir(name), 0o755); err != nil {
 		return err
 	}
 	tmp := name + ".banger"

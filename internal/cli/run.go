@@ -140,6 +140,7 @@ func (d *deps) specFlags(c *cobra.Command, spec *api.CreateVM) {
 	f.Var((*bytesFlag)(&spec.Memory), "memory", "memory, e.g. 512M (default 512M, or as configured)")
 	f.Var(&optionalSize{&spec.DiskSize}, "disk", "size of the work disk at /root, which outlives the root, 0 for none (default 10G, or as configured)")
 	f.Var((*bytesFlag)(&spec.RootSize), "root-size", "room for what the VM writes, e.g. 10G (default 10G, or as configured)")
+	f.BoolVar(&spec.Init, "init", false, "boot the image's own init (systemd, openrc) as process 1")
 	none := cobra.FixedCompletions(nil, cobra.ShellCompDirectiveNoFileComp)
 	for _, name := range []string{"name", "cpus", "memory", "disk", "root-size"} {
 		completeFlag(c, name, none)

@@ -135,10 +135,14 @@ func (c *Conn) Configure(ctx context.Context, cfg wire.Configure) error {
 	return c.do(ctx, "configure guest", http.MethodPost, "/configure", cfg, nil)
 }
 
-// PowerOff asks the agent to power the guest off. It returns when the agent has
-// taken the request up.
+// PowerOff asks the agent to power the guest off, and to be done before the deadline
+// of ctx, if that has one. It returns when the agent has taken the request up.
 func (c *Conn) PowerOff(ctx context.Context) error {
-	return c.do(ctx, "power guest off", http.MethodPost, "/poweroff", nil, nil)
+	var body wire.PowerOff
+	if deadline, ok := ctx.Deadline(); ok {
+		body.Patience = time.Until(deadline)
+	}
+	return c.do(ctx, "power guest off", http.MethodPost, "/poweroff", body, nil)
 }
 
 // Transport makes requests to the agent, whatever their host.

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -85,4 +86,31 @@ func readTail(path string, n int64) ([]byte, error) {
 		return nil, fmt.Errorf("read %s: %w", path, err)
 	}
 	return text, nil
+}
+
+// consoleTail returns the end of a VM's console, where the guest writes what it likes;
+// empty for one that was never started.
+func (s *Service) consoleTail(id string) string {
+	text, err := readTail(s.consolePath(id), 4<<10)
+	if err != nil {
+		return ""
+	}
+	return string(text)
+}
+
+// agentSaid finds, at the end of a console, why the agent gave the guest up.
+func agentSaid(console string) (reason string, ok bool) {
+	i := strings.LastIndex(console, "\nbanger-agent: ")
+	if i < 0 {
+		return "", false
+	}
+	line, _, _ := strings.Cut(console[i+len("\nbanger-agent: "):], "\n")
+	return strings.CutSuffix(strings.TrimSpace(line), "; powering off")
+}
+
+// rebooted tells, by what the kernel said last on the console, a guest that wanted to
+// start again from one that powered off: the VMM ends the same way.
+func rebooted(console string) bool {
+	i := strings.LastIndex(console, "reboot: ")
+	return i >= 0 && strings.HasPrefix(console[i:], "reboot: Restarting system")
 }

@@ -71,3 +71,32 @@ func TestDropHeadWithoutLines(t *testing.T) {
 		t.Errorf("no file: %v", err)
 	}
 }
+
+func TestAgentSaid(t *testing.T) {
+	for _, tc := range []struct{ console, want string }{
+		{"", ""},
+		{"[    1.0] reboot: Power down\r\n", ""},
+		{"[ 1.0] x\r\n\r\nbanger-agent: no such disk; powering off\r\n[    1.0] reboot: Power down\r\n", "no such disk"},
+		{"\nbanger-agent: first; powering off\n[1] reboot: Power down\n\nbanger-agent: second; powering off", "second"},
+		{"\nbanger-agent: the agent ended; starting it again\n", ""},
+		{"echo banger-agent: not at the line's start; powering off\n", ""},
+	} {
+		if got, ok := agentSaid(tc.console); ok != (tc.want != "") || ok && got != tc.want {
+			t.Errorf("%q: got %q, %v; want %q", tc.console, got, ok, tc.want)
+		}
+	}
+}
+
+func TestRebooted(t *testing.T) {
+	for console, want := range map[string]bool{
+		"":                                      false,
+		"[  1.6] reboot: Power down\r\n":        false,
+		"[  1.6] reboot: Restarting system\r\n": true,
+		"[  1.6] reboot: Restarting system\r\n[ 0.1] x\n[  1.6] reboot: Power down\n": false,
+		"[  1.6] reboot: Power down\n[ 0.1] x\n[  1.6] reboot: Restarting system":     true,
+	} {
+		if got := rebooted(console); got != want {
+			t.Errorf("%q: got %v", console, got)
+		}
+	}
+}

@@ -105,8 +105,11 @@ func (s *Service) bootError(rec Record, inst vmm.Instance, err error) error {
 		err = fmt.Errorf("the VMM ended during the boot: %s", inst.Exit().Log)
 	default:
 	}
-	if text, rerr := readTail(s.consolePath(rec.ID), 300); rerr == nil && len(text) > 0 {
-		err = fmt.Errorf("%w; the console ended with: %q", err, text)
+	console := s.consoleTail(rec.ID)
+	if reason, ok := agentSaid(console); ok {
+		err = fmt.Errorf("the agent gave up: %q", reason)
+	} else if console != "" {
+		err = fmt.Errorf("%w; the console ended with: %q", err, console[max(0, len(console)-300):])
 	}
 	return api.Errorf(api.CodeGuest, "boot: %w", err).WithHint("banger vm logs %s shows the whole console", rec.Name)
 }

@@ -117,7 +117,7 @@ func (s *Service) machine(ctx context.Context, rec Record, runDir, cgroup string
 		m.Disks = append(m.Disks, vmm.Disk{Path: path, ReadOnly: readOnly})
 		return "vd" + string(rune('a'+len(m.Disks)-1))
 	}
-	words := wire.Boot{Sync: rec.Sync}
+	words := wire.Boot{Sync: rec.Sync, Hostname: rec.Name, MachineID: rec.MachineID, Init: rec.Init}
 	for _, path := range layers {
 		words.Layers = append(words.Layers, attach(path, true))
 	}

@@ -305,6 +305,8 @@ func (o *owner) logExit() {
 		text = "the VMM was killed by " + exit.Signal
 	case exit.Code != 0:
 		text = fmt.Sprintf("the VMM exited with status %d: %s", exit.Code, exit.Log)
+	case rebooted(o.svc.consoleTail(o.rec.ID)):
+		text = "the guest rebooted, which stops the VM"
 	}
 	o.svc.log.Info("VMM ended", "vm", o.rec.Name, "exit", exit)
 	o.record(WantStopped, text)

@@ -261,7 +261,7 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	}
 	return Record{
 		ID: resource.RandomName(6), Name: r.Name, Owner: caller, Image: r.Image, ImageID: imageID, Kernel: kernel,
-		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, Ephemeral: r.Ephemeral, Wanted: WantStopped,
+		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, Init: r.Init, Ephemeral: r.Ephemeral, Wanted: WantStopped,
 		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), Created: time.Now(),
 	}, nil
 }

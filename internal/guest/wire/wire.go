@@ -5,7 +5,10 @@
 // It imports nothing of banger's own.
 package wire
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // Protocol is the version of the agent's HTTP routes. A daemon serves agents of
 // its own version and of MinProtocol and up.
@@ -59,6 +62,11 @@ type Network struct {
 type SSH struct {
 	HostKey        string   `json:"host_key"`        // OpenSSH private key, PEM
 	AuthorizedKeys []string `json:"authorized_keys"` // each a line as in authorized_keys of sshd(8), without options
+}
+
+// PowerOff is the body of POST /poweroff.
+type PowerOff struct {
+	Patience time.Duration `json:"patience,omitempty"` // how long the host waits before it kills the VM
 }
 
 // Error is the body of an answer with a status of 400 or more.
