@@ -26,7 +26,7 @@ type conn struct {
 
 func newServer(t *testing.T) *httptest.Server {
 	t.Helper()
-	server := httptest.NewServer(Handler(func() {}))
+	server := httptest.NewServer(Handler(func(time.Duration) {}))
 	t.Cleanup(server.Close)
 	return server
 }
