@@ -2,34 +2,28 @@ package image
 
 import (
 	"archive/tar"
-	"context"
 	"errors"
+	"fmt"
 	"io"
 	"math"
-	"path"
 	"strings"
 	"time"
 
 	"banger/api"
+	"banger/internal/intake"
 )
 
 const (
-	maxComponent = 255   // NAME_MAX
-	maxPath      = 4096  // PATH_MAX
-	maxTarget    = 4095  // ext4 keeps a link's target in one block
-	maxLinks     = 65000 // EXT4_LINK_MAX
-	maxXattrName = 255   // XATTR_NAME_MAX
-	xattrPrefix  = "SCHILY.xattr."
-	maxMajor     = 1 << 12 // Linux dev_t
-	maxMinor     = 1 << 20
-	reportEvery  = 256 // entries
+	maxMajor    = 1 << 12 // Linux dev_t
+	maxMinor    = 1 << 20
+	reportEvery = 256 // entries
 )
 
 // lastDate is the last second that an ext4 of 32-bit dates knows.
 var lastDate = time.Unix(math.MaxInt32, 0)
 
-// filter copies a tar archive entry by entry, refusing what is not a plain root
-// file system. Its errors are invalid and name the entry.
+// filter copies a tar archive entry by entry, so that the file system is what tar -x
+// makes as root, and refuses what cannot be. Its errors are invalid and name the entry.
 type filter struct {
 	src        *source
 	maxSize    int64
@@ -37,42 +31,41 @@ type filter struct {
 	report     func(entries int64)
 
 	size    int64
-	entries int64
-	last    string           // the entry under way
-	seen    map[string]*node // by clean path; "." is the root
-}
-
-// node is what the filter remembers of an inode; hard links share one.
-type node struct {
-	dir     bool
-	implied bool // a parent that had no entry so far
-	links   int
+	entries int64  // of the archive, and directories that it implies
+	last    string // the entry under way
+	tree    *tree
 }
 
 func newFilter(src *source, maxSize, maxEntries int64, report func(int64)) *filter {
-	return &filter{src: src, maxSize: maxSize, maxEntries: maxEntries, report: report,
-		seen: map[string]*node{".": {dir: true, implied: true}, "lost+found": {dir: true, implied: true}}}
+	return &filter{src: src, maxSize: maxSize, maxEntries: maxEntries, report: report, tree: newTree()}
 }
 
-// badArchive makes what a decoder said an invalid; what is not the archive's
-// doing, such as a cancelled context, stays what it is.
-func badArchive(err error) error {
-	if _, ok := errors.AsType[*api.Error](err); ok || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, errWriter) {
-		return err
-	}
-	return api.Errorf(api.CodeInvalid, "archive is corrupt: %w", err)
-}
-
+// broken says what the archive's decoder, or that of its compression, ran into. What
+// is not the archive's doing, such as a cancelled context, stays what it is.
 func (f *filter) broken(err error) error {
-	switch {
-	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF):
-		return api.Errorf(api.CodeInvalid, "archive is truncated after entry %q", f.last)
-	case errors.Is(err, tar.ErrHeader) && f.entries == 0:
-		return api.Errorf(api.CodeInvalid, "not a tar archive").WithHint("give a tar archive of a root file system, plain or compressed with gzip, zstd or xz")
-	case errors.Is(err, tar.ErrHeader):
-		return api.Errorf(api.CodeInvalid, "archive is corrupt after entry %q", f.last)
+	notTar := api.Errorf(api.CodeInvalid, "not a tar archive").
+		WithHint("give a tar archive of a root file system, plain or compressed with gzip, zstd or xz")
+	if known, ok := errors.AsType[*api.Error](err); ok {
+		return known
 	}
-	return badArchive(err)
+	switch {
+	case f.src.raw.err != nil && !errors.Is(f.src.raw.err, io.ErrUnexpectedEOF):
+		return f.src.raw.err
+	case f.src.format == intake.Plain && f.src.read < 512: // POSIX pax: blocks of 512 bytes
+		return notTar
+	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF):
+		return api.Errorf(api.CodeInvalid, "archive is truncated%s", f.after())
+	case errors.Is(err, tar.ErrHeader) && f.entries == 0:
+		return notTar
+	}
+	return api.Errorf(api.CodeInvalid, "archive is corrupt%s: %w", f.after(), err)
+}
+
+func (f *filter) after() string {
+	if f.entries == 0 {
+		return ""
+	}
+	return fmt.Sprintf(" after entry %s", quote(f.last))
 }
 
 // run copies the archive to w and reads the source to its end.
@@ -101,8 +94,13 @@ func (f *filter) run(w io.Writer) error {
 	if err := out.Close(); err != nil {
 		return err
 	}
+	behind := f.src.read - f.src.zeros
 	if _, err := io.CopyBuffer(io.Discard, onlyReader{f.src}, buf); err != nil {
 		return f.broken(err)
+	}
+	if f.src.read-f.src.zeros != behind {
+		return api.Errorf(api.CodeInvalid, "archive goes on behind its end%s", f.after()).
+			WithHint("archives that were put together with cat are to be imported one by one")
 	}
 	f.report(f.entries)
 	return nil
@@ -111,194 +109,172 @@ func (f *filter) run(w io.Writer) error {
 type onlyReader struct{ io.Reader }
 
 func (f *filter) entry(in *tar.Reader, out *tar.Writer, hdr *tar.Header, buf []byte) error {
-	if f.entries++; f.entries > f.maxEntries {
-		return api.Errorf(api.CodeInvalid, "entry %q: archive has more than %d entries", hdr.Name, f.maxEntries)
-	}
-	if f.entries%reportEvery == 1 {
-		f.report(f.entries)
+	f.last = hdr.Name
+	if err := f.count(); err != nil {
+		return err
 	}
 	if hdr.Typeflag == tar.TypeXGlobalHeader { // e.g. the comment of git archive
 		return nil
 	}
-	clean, err := f.check(hdr)
+	clean, parents, err := f.check(hdr)
 	if err != nil {
-		return err
+		return invalid(hdr.Name, err)
 	}
-	f.last = hdr.Name
 	if f.size += clean.Size; clean.Size < 0 || f.size > f.maxSize {
-		return api.Errorf(api.CodeInvalid, "entry %q: archive has more than %d bytes of content", hdr.Name, f.maxSize)
+		return api.Errorf(api.CodeInvalid, "entry %s: archive has more than %d bytes of content", quote(hdr.Name), f.maxSize)
+	}
+	for _, dir := range parents { // tar -x makes them so; the writer would copy their parent's
+		if err := f.count(); err != nil {
+			return err
+		}
+		implied := &tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755,
+			ModTime: clean.ModTime, AccessTime: clean.AccessTime, ChangeTime: clean.ChangeTime}
+		if err := out.WriteHeader(implied); err != nil {
+			return err
+		}
 	}
 	if err := out.WriteHeader(clean); err != nil {
 		if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) {
-			return api.Errorf(api.CodeInvalid, "entry %q: %w", hdr.Name, err)
+			return invalid(hdr.Name, err)
 		}
 		return err
 	}
 	if clean.Size == 0 {
 		return nil
 	}
-	if _, err := io.CopyBuffer(struct{ io.Writer }{out}, onlyReader{in}, buf); err != nil {
+	_, err = io.CopyBuffer(struct{ io.Writer }{out}, onlyReader{in}, buf)
+	if err != nil && !errors.Is(err, errWriter) {
 		return f.broken(err)
+	}
+	return err
+}
+
+func (f *filter) count() error {
+	if f.entries++; f.entries > f.maxEntries {
+		return api.Errorf(api.CodeInvalid, "entry %s: archive has more than %d entries", quote(f.last), f.maxEntries)
+	}
+	if f.entries%reportEvery == 1 {
+		f.report(f.entries)
 	}
 	return nil
 }
 
-// check returns the header that goes into the file system.
-func (f *filter) check(hdr *tar.Header) (*tar.Header, error) {
-	refuse := func(reason string) (*tar.Header, error) {
-		return nil, api.Errorf(api.CodeInvalid, "entry %q: %s", hdr.Name, reason)
+// check returns the header that goes into the file system, and the directories that
+// the entry implies.
+func (f *filter) check(hdr *tar.Header) (clean *tar.Header, parents []string, err error) {
+	name, err := cleanPath(hdr.Name)
+	if err != nil {
+		return nil, nil, err
 	}
-	name, reason := cleanPath(hdr.Name)
-	if reason != "" {
-		return refuse(reason)
-	}
-	clean := &tar.Header{
-		Format: tar.FormatPAX, Typeflag: hdr.Typeflag, Name: name, Mode: hdr.Mode & 0o7777, Uid: hdr.Uid, Gid: hdr.Gid,
-		ModTime: clamp(hdr.ModTime), AccessTime: clamp(hdr.AccessTime), ChangeTime: clamp(hdr.ChangeTime), PAXRecords: map[string]string{},
+	at, err := f.tree.find(name)
+	if err != nil {
+		return nil, nil, err
 	}
 	if hdr.Uid < 0 || hdr.Uid > math.MaxUint32 || hdr.Gid < 0 || hdr.Gid > math.MaxUint32 {
-		return refuse("owner is out of range")
+		return nil, nil, errors.New("owner is out of range")
 	}
+	clean = &tar.Header{
+		Format: tar.FormatPAX, Typeflag: hdr.Typeflag, Name: at.name(), Mode: hdr.Mode & 0o7777, Uid: hdr.Uid, Gid: hdr.Gid,
+		ModTime: clamp(hdr.ModTime), PAXRecords: map[string]string{},
+	}
+	clean.AccessTime, clean.ChangeTime = clean.ModTime, clean.ModTime
+	if hdr.Typeflag == tar.TypeLink {
+		clean.Linkname, parents, err = f.hardLink(hdr, at)
+		return clean, parents, err
+	}
+	n := &node{links: 1}
 	switch hdr.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse:
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
 		clean.Typeflag, clean.Size = tar.TypeReg, hdr.Size
 	case tar.TypeDir:
-		clean.Name += "/"
+		clean.Name, n = clean.Name+"/", newDir()
 	case tar.TypeFifo:
 	case tar.TypeSymlink:
 		if hdr.Linkname == "" || len(hdr.Linkname) > maxTarget || strings.ContainsRune(hdr.Linkname, 0) {
-			return refuse("target of the symbolic link is empty, too long or has a NUL")
+			return nil, nil, errors.New("target of the symbolic link is empty, too long or has a NUL")
 		}
-		clean.Linkname = hdr.Linkname
+		clean.Linkname, n.target = hdr.Linkname, hdr.Linkname
+		f.tree.names += int64(len(hdr.Linkname))
 	case tar.TypeChar, tar.TypeBlock:
-		if hdr.Devmajor < 0 || hdr.Devmajor >= maxMajor || hdr.Devminor < 0 || hdr.Devminor >= maxMinor {
-			return refuse("device number is out of range")
-		}
-		if hdr.Typeflag == tar.TypeChar && hdr.Devmajor == 0 && hdr.Devminor == 0 {
-			return refuse("character device 0:0, the mark of a deleted file of an overlay")
+		if err := checkDevice(hdr); err != nil {
+			return nil, nil, err
 		}
 		clean.Devmajor, clean.Devminor = hdr.Devmajor, hdr.Devminor
-	case tar.TypeLink:
-		return f.hardLink(hdr, clean, name)
 	default:
-		return nil, api.Errorf(api.CodeInvalid, "entry %q: unsupported type %q", hdr.Name, hdr.Typeflag)
+		return nil, nil, fmt.Errorf("unsupported type %q", hdr.Typeflag)
 	}
-	if reason := copyXattrs(clean.PAXRecords, hdr.PAXRecords); reason != "" {
-		return refuse(reason)
+	if n.attrs, err = copyXattrs(clean.PAXRecords, hdr.PAXRecords); err != nil {
+		return nil, nil, err
 	}
-	if reason := f.place(name, &node{dir: hdr.Typeflag == tar.TypeDir, links: 1}); reason != "" {
-		return refuse(reason)
+	if at.node != nil {
+		return clean, nil, again(at.node, n)
 	}
-	return clean, nil
+	parents, err = f.tree.put(at, n)
+	return clean, parents, err
 }
 
-func (f *filter) hardLink(hdr, clean *tar.Header, name string) (*tar.Header, error) {
-	refuse := func(reason string) (*tar.Header, error) {
-		return nil, api.Errorf(api.CodeInvalid, "entry %q: hard link to %q: %s", hdr.Name, hdr.Linkname, reason)
+func checkDevice(hdr *tar.Header) error {
+	switch {
+	case hdr.Devmajor < 0 || hdr.Devmajor >= maxMajor || hdr.Devminor < 0 || hdr.Devminor >= maxMinor:
+		return errors.New("device number is out of range")
+	case hdr.Typeflag == tar.TypeChar && hdr.Devmajor == 0 && hdr.Devminor == 0:
+		return errors.New("character device 0:0, the mark of a deleted file of an overlay")
+	}
+	return nil
+}
+
+var errTwice = errors.New("it is in the archive twice")
+
+// again says whether an entry may come after one of the same path. A directory may:
+// it takes the later one's owner, mode, date and attributes, as with tar -x. A file
+// may not: the writer, which sees the archive once, cannot take its blocks back.
+func again(old, n *node) error {
+	switch {
+	case old.children == nil || n.children == nil:
+		return errTwice
+	case old.attrs > inodeXattrs: // the writer forgets those that have a block
+		return errors.New("a directory of many extended attributes is in the archive twice")
+	}
+	old.attrs += n.attrs
+	return nil
+}
+
+func (f *filter) hardLink(hdr *tar.Header, at place) (target string, parents []string, err error) {
+	bad := func(reason string) (string, []string, error) {
+		return "", nil, fmt.Errorf("hard link to %s: %s", quote(hdr.Linkname), reason)
 	}
 	if len(hdr.Linkname) > maxTarget {
-		return nil, api.Errorf(api.CodeInvalid, "entry %q: target of the hard link is too long", hdr.Name)
+		return "", nil, errors.New("target of the hard link is too long")
 	}
-	target, reason := cleanPath(hdr.Linkname)
-	if reason != "" {
-		return refuse(reason)
+	target, err = cleanPath(hdr.Linkname)
+	if err != nil {
+		return bad(err.Error())
 	}
-	n, ok := f.seen[target]
-	switch {
-	case !ok:
-		return refuse("no such entry before it in the archive")
-	case n.dir:
-		return refuse("a directory")
+	to, err := f.tree.find(target)
+	switch n := to.node; {
+	case err != nil:
+		return bad(err.Error())
+	case n == nil:
+		return bad("no such entry before it in the archive")
+	case n.children != nil:
+		return bad("a directory")
+	case at.node != nil:
+		return "", nil, again(at.node, n)
 	case n.links >= maxLinks:
-		return refuse("too many links")
+		return bad("too many links")
 	}
-	if reason := f.place(name, n); reason != "" {
-		return refuse(reason)
-	}
-	n.links++
-	clean.Linkname = target
-	return clean, nil
-}
-
-// place records an entry and the parents that it implies. Only a directory may
-// come twice: the writer gives the later entry's owner and mode to it, but cannot
-// take back the blocks of a file.
-func (f *filter) place(name string, n *node) (reason string) {
-	if old, ok := f.seen[name]; ok {
-		switch {
-		case !old.dir || !n.dir:
-			return "it is in the archive twice"
-		default:
-			old.implied = false
-			return ""
-		}
-	}
-	for dir := path.Dir(name); ; dir = path.Dir(dir) {
-		parent, ok := f.seen[dir]
-		if ok && !parent.dir {
-			return "it is below " + dir + ", which is not a directory"
-		}
-		if ok {
-			break
-		}
-		f.seen[dir] = &node{dir: true, implied: true}
-	}
-	f.seen[name] = n
-	return ""
-}
-
-// cleanPath takes "./" and a final "/" off a name. It refuses rather than
-// resolves what leads elsewhere.
-func cleanPath(name string) (clean, reason string) {
-	switch {
-	case name == "":
-		return "", "empty name"
-	case len(name) > maxPath:
-		return "", "path is longer than 4096 bytes"
-	case strings.ContainsRune(name, 0):
-		return "", "name has a NUL"
-	case path.IsAbs(name):
-		return "", "absolute path"
-	}
-	for c := range strings.SplitSeq(name, "/") {
-		if c == ".." {
-			return "", `path has a component ".."`
-		}
-		if len(c) > maxComponent {
-			return "", "a component of the path is longer than 255 bytes"
-		}
-	}
-	return path.Clean(name), ""
+	parents, err = f.tree.put(at, to.node)
+	to.node.links++
+	return to.name(), parents, err
 }
 
 // clamp keeps a date within what the writer gets right, 1970 to 2038.
 func clamp(t time.Time) time.Time {
 	switch {
-	case t.IsZero():
-		return t
-	case t.Unix() < 0:
+	case t.Unix() < 0: // also the zero time
 		return time.Unix(0, 0)
 	case t.After(lastDate):
 		return lastDate
 	}
 	return t
-}
-
-// copyXattrs keeps user.* and security.*. POSIX ACLs are dropped, for the writer
-// would store them in the form of the system call, which is not that of the disk;
-// what steers an overlay is refused.
-func copyXattrs(to, from map[string]string) (reason string) {
-	for key, value := range from {
-		name, ok := strings.CutPrefix(key, xattrPrefix)
-		switch {
-		case !ok || name == "system.posix_acl_access" || name == "system.posix_acl_default":
-			continue
-		case len(name) > maxXattrName || strings.ContainsRune(name, 0) || name == "user." || name == "security.":
-			return "an extended attribute has a bad name"
-		case strings.HasPrefix(name, "user.overlay."), !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "security."):
-			return "extended attribute " + name + " is not allowed"
-		}
-		to[key] = value
-	}
-	return ""
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -69,6 +70,14 @@ type Config struct {
 type Manager struct {
 	Config
 	mu sync.Mutex // held where layers gain or lose their last image
+
+	busyMu sync.Mutex
+	busy   map[key]bool // what is being imported
+}
+
+type key struct {
+	owner uint32
+	name  string
 }
 
 // New returns a Manager.
@@ -79,7 +88,7 @@ func New(c Config) *Manager {
 	if c.MaxEntries == 0 {
 		c.MaxEntries = defaultMaxEntries
 	}
-	return &Manager{Config: c}
+	return &Manager{Config: c, busy: map[key]bool{}}
 }
 
 var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$`)
@@ -95,35 +104,51 @@ func (m *Manager) List(ctx context.Context, caller uint32) ([]Image, error) {
 	}), nil
 }
 
-// Get finds an image by its name: the caller's own first, then root's.
+// Get finds an image that caller may use: the caller's own of that name, else root's,
+// else, for root alone, that of the one user who has such an image. "name@uid" is that
+// user's and no other.
 func (m *Manager) Get(ctx context.Context, caller uint32, name string) (Image, error) {
 	all, err := m.List(ctx, caller)
 	if err != nil {
 		return Image{}, err
 	}
+	plain, of, explicit := strings.Cut(name, "@")
+	named := slices.DeleteFunc(all, func(i Image) bool { return i.Name != plain || explicit && fmt.Sprint(i.Owner) != of })
 	for _, owner := range []uint32{caller, rootUID} {
-		for _, i := range all {
-			if i.Owner == owner && i.Name == name {
-				return i, nil
-			}
+		if at := slices.IndexFunc(named, func(i Image) bool { return i.Owner == owner }); at >= 0 {
+			return named[at], nil
 		}
 	}
-	return Image{}, api.Errorf(api.CodeNotFound, "image %q: no such image", name).Missing("image", name).
-		WithHint("banger image ls lists them, banger image import makes one of a tar archive, banger image bootstrap makes one of the host's distribution")
+	switch len(named) {
+	case 0:
+		return Image{}, api.Errorf(api.CodeNotFound, "image %q: no such image", name).Missing("image", name).
+			WithHint("banger image ls lists them, banger image import makes one of a tar archive, banger image bootstrap makes one of the host's distribution")
+	case 1:
+		return named[0], nil
+	}
+	return Image{}, api.Errorf(api.CodeInvalid, "image %q: %d users have one of that name", name, len(named)).
+		WithHint("say whose: %s", fullName(named[0]))
 }
 
-// Remove removes the caller's image, and the layers that no other one uses.
+func fullName(i Image) string { return fmt.Sprintf("%s@%d", i.Name, i.Owner) }
+
+// Remove removes the caller's image, and the layers that no other one uses. Root may
+// remove a user's, by its full name "name@uid".
 func (m *Manager) Remove(ctx context.Context, caller uint32, name string) error {
 	img, err := m.Get(ctx, caller, name)
 	if err != nil {
 		return err
 	}
-	if img.Owner != caller {
+	switch {
+	case img.Owner == caller:
+	case caller != rootUID:
 		return api.Errorf(api.CodePermissionDenied, "remove image %q: it is not yours", name).WithHint("ask its owner, uid %d", img.Owner)
+	case name != fullName(img):
+		return api.Errorf(api.CodePermissionDenied, "remove image %q: it is of user %d", name, img.Owner).WithHint("banger image rm %s", fullName(img))
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	orphans, err := m.Store.DeleteImage(ctx, img.Owner, name)
+	orphans, err := m.Store.DeleteImage(ctx, img.Owner, img.Name)
 	if err != nil {
 		return err
 	}

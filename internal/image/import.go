@@ -3,7 +3,6 @@ package image
 import (
 	"bufio"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,27 +12,29 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
-	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
 
 	"banger/api"
+	"banger/internal/intake"
+	"banger/internal/linux"
 	"banger/internal/resource"
 )
 
 const (
-	bufferSize    = 256 << 10
-	maxZstdMemory = 256 << 20 // zstd --long=27 needs 128 MiB
-	maxOverhead   = 4 << 30   // bytes of an archive that are not content
+	bufferSize  = 256 << 10
+	blockSize   = 4096
+	maxOverhead = 4 << 30 // bytes of an archive that are not content
 )
 
 // Import makes an image of a tar archive: plain, or compressed with gzip, zstd or
-// xz. A layer that exists is shared. On an error, and when ctx ends, nothing is
-// left. Errors: invalid, naming the entry; no_space; already_exists.
+// xz. A layer that exists is shared. On an error, and when ctx ends (though r may
+// block), nothing is left; a read of r that is under way then goes on. Errors: invalid,
+// naming the entry; no_space; already_exists; conflict, where the same is being imported.
 func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Reader, report api.Reporter) (Image, error) {
 	if !validName.MatchString(name) {
 		return Image{}, api.Errorf(api.CodeInvalid, "import image %q: not a name of an image", name).
@@ -42,6 +43,11 @@ func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Re
 	if report == nil {
 		report = func(api.Progress) {}
 	}
+	done, err := m.reserve(ctx, owner, name)
+	if err != nil {
+		return Image{}, importError(name, err)
+	}
+	defer done()
 	dir := "layers/" + resource.RandomName(8)
 	if _, err := m.Ledger.Acquire(ctx, layerOwner(dir), dirKind, dir, nil); err != nil {
 		return Image{}, importError(name, err)
@@ -57,6 +63,31 @@ func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Re
 		return Image{}, importError(name, err)
 	}
 	return img, nil
+}
+
+// reserve sees that no other import of the same owner makes an image of that name,
+// before anything is read.
+func (m *Manager) reserve(ctx context.Context, owner uint32, name string) (done func(), err error) {
+	all, err := m.Store.Images(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if slices.ContainsFunc(all, func(i Image) bool { return i.Owner == owner && i.Name == name }) {
+		return nil, api.Errorf(api.CodeAlreadyExists, "import image %q: an image of that name exists", name).
+			WithHint("banger image rm %s, or choose another name", name)
+	}
+	m.busyMu.Lock()
+	defer m.busyMu.Unlock()
+	k := key{owner, name}
+	if m.busy[k] {
+		return nil, api.Errorf(api.CodeConflict, "it is being imported already").WithHint("wait for that import to end, or choose another name")
+	}
+	m.busy[k] = true
+	return func() {
+		m.busyMu.Lock()
+		defer m.busyMu.Unlock()
+		delete(m.busy, k)
+	}, nil
 }
 
 func (m *Manager) importInto(ctx context.Context, dir string, owner uint32, name string, r io.Reader, report api.Reporter) (Image, error) {
@@ -92,17 +123,20 @@ func (m *Manager) writeLayer(ctx context.Context, dir string, r io.Reader, repor
 	}
 	defer out.Close()
 
-	in := &meter{ctx: ctx, r: r}
-	plain, stop, err := decompress(in)
-	if err != nil {
-		return Layer{}, 0, badArchive(err)
-	}
-	defer stop()
-	src := &source{r: plain, sum: sha256.New(), left: m.MaxSize + maxOverhead}
-	f := newFilter(src, m.MaxSize, m.MaxEntries, func(entries int64) {
-		report(api.Progress{Step: fmt.Sprintf("import (%d entries)", entries), Current: in.n.Load()})
+	arriving := intake.UntilDone(ctx, r)
+	defer arriving.Close()
+	raw := &meter{r: arriving}
+	f := newFilter(&source{raw: raw, sum: sha256.New(), left: m.MaxSize + maxOverhead}, m.MaxSize, m.MaxEntries, func(entries int64) {
+		report(api.Progress{Step: fmt.Sprintf("import (%d entries)", entries), Current: raw.n.Load()})
 	})
-	if err := convert(f, out, max(2*m.MaxSize, 16<<30)); err != nil {
+	plain, format, err := intake.Open(raw)
+	f.src.format = format
+	if err != nil {
+		return Layer{}, 0, f.broken(err)
+	}
+	defer plain.Close()
+	f.src.r = plain
+	if err := convert(f, &sparseWriter{f: out}, 2*m.MaxSize+maxOverhead); err != nil {
 		return Layer{}, 0, err
 	}
 	if err := out.Sync(); err != nil {
@@ -111,16 +145,16 @@ func (m *Manager) writeLayer(ctx context.Context, dir string, r io.Reader, repor
 	if err := out.Chmod(0o440); err != nil {
 		return Layer{}, 0, err
 	}
-	info, err := out.Stat()
+	size, err := linux.Allocated(path)
 	if err != nil {
 		return Layer{}, 0, err
 	}
-	return Layer{Digest: "sha256:" + hex.EncodeToString(src.sum.Sum(nil)), Dir: dir, Size: info.Size()}, f.entries, nil
+	return Layer{Digest: "sha256:" + hex.EncodeToString(f.src.sum.Sum(nil)), Dir: dir, Size: size}, f.entries, nil
 }
 
 // convert runs the filter and the writer of the file system side by side. The
 // filter's error is the cause where both have one, unless the writer gave up first.
-func convert(f *filter, out *os.File, maxDisk int64) error {
+func convert(f *filter, out *sparseWriter, maxDisk int64) error {
 	pr, pw := io.Pipe()
 	filtered := make(chan error, 1)
 	go func() {
@@ -137,6 +171,9 @@ func convert(f *filter, out *os.File, maxDisk int64) error {
 		// The writer stops at the end mark; the filter still has the stream's tail to check.
 		_, err = io.Copy(io.Discard, pr)
 	}
+	if err == nil {
+		err = out.finish()
+	}
 	pr.CloseWithError(errWriter)
 	ferr := <-filtered
 	if ferr != nil && !errors.Is(ferr, errWriter) {
@@ -145,75 +182,108 @@ func convert(f *filter, out *os.File, maxDisk int64) error {
 	if err == nil || isNoSpace(err) {
 		return err
 	}
-	return api.Errorf(api.CodeInvalid, "entry %q: %w", f.last, err)
+	// What the writer cannot hold is the filter's to refuse; this is what it missed.
+	return api.Errorf(api.CodeInvalid, "archive does not fit a file system: %w", err)
 }
 
 var errWriter = errors.New("the writer of the file system stopped")
 
-// meter counts what is read and ends with its context.
+// meter counts what arrives, and keeps the error that is not of the archive.
 type meter struct {
-	ctx context.Context
 	r   io.Reader
 	n   atomic.Int64
+	err error
 }
 
 func (m *meter) Read(p []byte) (int, error) {
-	if err := m.ctx.Err(); err != nil {
-		return 0, context.Cause(m.ctx)
-	}
 	n, err := m.r.Read(p)
 	m.n.Add(int64(n))
+	if err != nil && err != io.EOF {
+		m.err = err
+	}
 	return n, err
 }
 
 // source is the uncompressed archive: bounded, digested, and aware of how many
 // zeros it delivered last, which tells an end mark from a cut.
 type source struct {
-	r     io.Reader
-	sum   hash.Hash
-	left  int64
-	zeros int
+	r      io.Reader
+	raw    *meter // from which r is made
+	format intake.Format
+	sum    hash.Hash
+	left   int64
+	read   int64
+	zeros  int64
 }
 
 func (s *source) Read(p []byte) (int, error) {
 	n, err := s.r.Read(p)
 	s.sum.Write(p[:n])
+	s.read += int64(n)
 	if s.left -= int64(n); s.left < 0 {
 		return n, api.Errorf(api.CodeInvalid, "archive is too large")
 	}
 	tail := n - len(bytes.TrimRight(p[:n], "\x00"))
 	if tail == n {
-		s.zeros += n
+		s.zeros += int64(n)
 	} else {
-		s.zeros = tail
+		s.zeros = int64(tail)
 	}
 	return n, err
 }
 
-// decompress looks at the magic of the stream.
-func decompress(r io.Reader) (plain io.Reader, stop func(), err error) {
-	b := bufio.NewReaderSize(r, bufferSize)
-	magic, err := b.Peek(6)
-	if err != nil && err != io.EOF {
-		return nil, nil, err
-	}
-	nothing := func() {}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}):
-		z, err := gzip.NewReader(b)
-		return z, nothing, err
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}):
-		z, err := zstd.NewReader(b, zstd.WithDecoderMaxMemory(maxZstdMemory), zstd.WithDecoderMaxWindow(maxZstdMemory), zstd.WithDecoderConcurrency(1))
-		if err != nil {
-			return nil, nil, err
-		}
-		return z, z.Close, nil
-	case bytes.Equal(magic, []byte("\xfd7zXZ\x00")):
-		z, err := xz.NewReader(b)
-		return z, nothing, err
-	}
-	return b, nothing, nil
+// sparseWriter leaves holes where it would write blocks of zeros behind all that it
+// has written.
+type sparseWriter struct {
+	f       *os.File
+	at, end int64
 }
+
+func (w *sparseWriter) Write(p []byte) (n int, err error) {
+	for len(p) > 0 {
+		part := p[:min(len(p), blockSize-int(w.at%blockSize))]
+		if w.at < w.end || !isZero(part) {
+			for len(part) < len(p) { // as much as can go at once
+				next := p[len(part):min(len(p), len(part)+blockSize)]
+				if w.at+int64(len(part)) >= w.end && isZero(next) {
+					break
+				}
+				part = p[:len(part)+len(next)]
+			}
+			if _, err := w.f.WriteAt(part, w.at); err != nil {
+				return n, err
+			}
+		}
+		w.at += int64(len(part))
+		w.end = max(w.end, w.at)
+		n, p = n+len(part), p[len(part):]
+	}
+	return n, nil
+}
+
+func (w *sparseWriter) Read(p []byte) (int, error) {
+	n, err := w.f.ReadAt(p, w.at)
+	w.at += int64(n)
+	return n, err
+}
+
+func (w *sparseWriter) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case io.SeekCurrent:
+		offset += w.at
+	case io.SeekEnd:
+		offset += w.end
+	}
+	w.at = offset
+	return w.at, nil
+}
+
+// finish gives the file its size, should it end in a hole.
+func (w *sparseWriter) finish() error { return w.f.Truncate(w.end) }
+
+var zeroBlock [blockSize]byte
+
+func isZero(p []byte) bool { return bytes.Equal(p, zeroBlock[:len(p)]) }
 
 func isNoSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)

@@ -3,13 +3,13 @@ package kernel
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,32 +20,35 @@ import (
 	"banger/internal/guest/wire"
 
 	"github.com/cavaliergopher/cpio"
-	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
-	"github.com/ulikunitz/xz"
 )
 
 const release = "6.1.0-1-test"
 
 // compressors are what kernels and packages are compressed with, by extension.
-var compressors = map[string]func(io.Writer) (io.WriteCloser, error){
-	".gz":  func(w io.Writer) (io.WriteCloser, error) { return gzip.NewWriter(w), nil },
-	".xz":  func(w io.Writer) (io.WriteCloser, error) { return xz.NewWriter(w) },
-	".zst": func(w io.Writer) (io.WriteCloser, error) { return zstd.NewWriter(w) },
-	".lz4": func(w io.Writer) (io.WriteCloser, error) {
-		z := lz4.NewWriter(w)
-		return z, z.Apply(lz4.LegacyOption(true))
-	},
+var compressors = map[string][]string{
+	".gz": {"gzip"}, ".xz": {"xz"}, ".zst": {"zstd", "-q"},
+	".x86.xz": {"xz", "--check=crc32", "--x86", "--lzma2=dict=32MiB"}, // scripts/xz_wrap.sh of the kernel
+	".lz4":    nil,
 }
 
 func compressed(t *testing.T, ext string, data []byte) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	w, err := compressors[ext](&out)
-	if err == nil {
-		_, err = w.Write(data)
+	if ext == ".lz4" {
+		w := lz4.NewWriter(&out)
+		err := w.Apply(lz4.LegacyOption(true))
+		if err == nil {
+			_, err = w.Write(data)
+		}
+		if err = errors.Join(err, w.Close()); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
 	}
-	if err = errors.Join(err, w.Close()); err != nil {
+	cmd := exec.Command(compressors[ext][0], compressors[ext][1:]...)
+	cmd.Stdin, cmd.Stdout = bytes.NewReader(data), &out
+	if err := cmd.Run(); err != nil {
 		t.Fatal(err)
 	}
 	return out.Bytes()

@@ -3,7 +3,6 @@ package kernel
 import (
 	"archive/tar"
 	"bufio"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -13,9 +12,7 @@ import (
 	"strings"
 
 	"banger/api"
-
-	"github.com/klauspost/compress/zstd"
-	"github.com/ulikunitz/xz"
+	"banger/internal/intake"
 )
 
 const (
@@ -50,7 +47,7 @@ func unpackDeb(r io.Reader, root *os.Root) error {
 		}
 		member := &io.LimitedReader{R: in, N: size}
 		if strings.HasPrefix(name, "data.tar") {
-			if err := unpackData(member, path.Ext(name), root); err != nil {
+			if err := unpackData(member, root); err != nil {
 				return bad("%s: %w", name, err)
 			}
 			return nil
@@ -63,8 +60,8 @@ func unpackDeb(r io.Reader, root *os.Root) error {
 
 // unpackData unpacks a data.tar to its very end, so that a truncated one is found out
 // and the checksums of its compression are verified.
-func unpackData(member *io.LimitedReader, ext string, root *os.Root) error {
-	data, err := decompress(member, ext)
+func unpackData(member *io.LimitedReader, root *os.Root) error {
+	data, _, err := intake.Open(member)
 	if err != nil {
 		return err
 	}
@@ -83,26 +80,6 @@ func unpackData(member *io.LimitedReader, ext string, root *os.Root) error {
 		return io.ErrUnexpectedEOF
 	}
 	return nil
-}
-
-// decompress reads r as the extension of a file name says.
-func decompress(r io.Reader, ext string) (io.ReadCloser, error) {
-	switch ext {
-	case ".tar", ".ko":
-		return io.NopCloser(r), nil
-	case ".gz":
-		return gzip.NewReader(r)
-	case ".xz":
-		z, err := xz.NewReader(r)
-		return io.NopCloser(z), err
-	case ".zst":
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1))
-		if err != nil {
-			return nil, err
-		}
-		return z.IOReadCloser(), nil
-	}
-	return nil, fmt.Errorf("unknown compression %q", ext)
 }
 
 // unpackTar writes the regular files that a kernel consists of.

@@ -16,9 +16,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"syscall"
 	"time"
 
 	"banger/api"
+	"banger/internal/intake"
 	"banger/internal/linux"
 	"banger/internal/resource"
 
@@ -99,7 +101,7 @@ func (m *Manager) build(ctx context.Context, name, source string, report api.Rep
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, m.Ledger.Release(context.WithoutCancel(ctx), ref))
+			err = errors.Join(explain(ctx, name, err), m.Ledger.Release(context.WithoutCancel(ctx), ref))
 		}
 	}()
 	dir := m.Dirs.Path(ref.Name)
@@ -142,17 +144,15 @@ func (m *Manager) build(ctx context.Context, name, source string, report api.Rep
 	return k, nil
 }
 
-// untilDone reads from r until ctx is done.
-type untilDone struct {
-	ctx context.Context
-	r   io.Reader
-}
-
-func (u untilDone) Read(p []byte) (int, error) {
-	if err := u.ctx.Err(); err != nil {
-		return 0, err
+// explain gives an error that is not the package's its code.
+func explain(ctx context.Context, name string, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("import kernel %q: %w", name, context.Cause(ctx))
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		return api.Errorf(api.CodeNoSpace, "import kernel %q: %w", name, err).WithHint("remove images, kernels or VMs that are not needed")
 	}
-	return u.r.Read(p)
+	return err
 }
 
 // assemble makes the files of a bundle in dir of packages, unpacking them in work.
@@ -163,7 +163,10 @@ func assemble(ctx context.Context, packages []io.ReadCloser, dir, work string) (
 	}
 	defer root.Close()
 	for _, p := range packages {
-		if err := unpackDeb(untilDone{ctx, p}, root); err != nil {
+		in := intake.UntilDone(ctx, p)
+		err := unpackDeb(in, root)
+		in.Close()
+		if err != nil {
 			return "", err
 		}
 	}

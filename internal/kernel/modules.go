@@ -17,6 +17,7 @@ import (
 
 	"banger/api"
 	"banger/internal/guest/wire"
+	"banger/internal/intake"
 
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 	"github.com/cavaliergopher/cpio"
@@ -75,7 +76,7 @@ func (t *tree) load(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	r, err := decompress(f, path.Ext(file))
+	r, _, err := intake.Open(f)
 	if err != nil {
 		return nil, fmt.Errorf("module %s: %w", file, err)
 	}
@@ -219,7 +220,9 @@ func writeModulesDisk(ctx context.Context, disk *os.File, dir, release string) e
 	}
 	pr, pw := io.Pipe()
 	go func() { pw.CloseWithError(tarModules(pw, filepath.Join(dir, "lib/modules"))) }()
-	err = tar2ext4.ConvertTarToExt4(untilDone{ctx, pr}, disk)
+	tree := intake.UntilDone(ctx, pr)
+	defer tree.Close()
+	err = tar2ext4.ConvertTarToExt4(tree, disk)
 	pr.CloseWithError(err)
 	if err != nil {
 		return fmt.Errorf("make the disk of modules: %w", err)

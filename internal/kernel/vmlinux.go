@@ -2,16 +2,11 @@ package kernel
 
 import (
 	"bytes"
-	"compress/gzip"
 	"encoding/binary"
-	"fmt"
 	"io"
 
 	"banger/api"
-
-	"github.com/klauspost/compress/zstd"
-	"github.com/pierrec/lz4/v4"
-	"github.com/ulikunitz/xz"
+	"banger/internal/intake"
 )
 
 // maxVmlinux bounds an unpacked kernel, in bytes.
@@ -48,7 +43,7 @@ func extractVmlinux(image []byte) ([]byte, error) {
 	}
 	// The last four bytes are the unpacked size, appended by the kernel's build.
 	payload := image[start:end]
-	unpacked, err := unpack(payload)
+	unpacked, format, err := intake.Open(bytes.NewReader(payload))
 	if err != nil {
 		return nil, bad("unpack its payload: %w", err)
 	}
@@ -59,36 +54,10 @@ func extractVmlinux(image []byte) ([]byte, error) {
 	}
 	// What follows the compressed stream is not of it, and some readers object.
 	if !bytes.HasPrefix(vmlinux, []byte("\x7fELF")) {
-		return nil, bad("its payload is not an ELF file (%v)", err)
+		return nil, bad("its payload, %s, is not an ELF file (%v)", format, err)
 	}
 	if want := int(binary.LittleEndian.Uint32(payload[len(payload)-4:])); len(vmlinux) < want {
 		return nil, bad("its payload ends after %d of %d bytes: %v", len(vmlinux), want, err)
 	}
 	return vmlinux, nil
-}
-
-// unpack reads data in the compression that its first bytes tell: gzip, xz, zstd,
-// or the legacy frames of lz4.
-func unpack(data []byte) (io.ReadCloser, error) {
-	r := bytes.NewReader(data)
-	switch {
-	case bytes.HasPrefix(data, []byte("\x1f\x8b")):
-		z, err := gzip.NewReader(r)
-		if err == nil {
-			z.Multistream(false)
-		}
-		return z, err
-	case bytes.HasPrefix(data, []byte("\xfd7zXZ\x00")):
-		z, err := xz.ReaderConfig{SingleStream: true}.NewReader(r)
-		return io.NopCloser(z), err
-	case bytes.HasPrefix(data, []byte("\x28\xb5\x2f\xfd")):
-		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(256<<20))
-		if err != nil {
-			return nil, err
-		}
-		return z.IOReadCloser(), nil
-	case bytes.HasPrefix(data, []byte("\x02\x21\x4c\x18")):
-		return io.NopCloser(lz4.NewReader(r)), nil
-	}
-	return nil, fmt.Errorf("unknown compression % x", data[:min(6, len(data))])
 }
