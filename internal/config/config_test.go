@@ -20,7 +20,7 @@ func write(t *testing.T, text string) string {
 
 func defaults() Config {
 	c := Config{Group: "banger"}
-	c.VM.Image, c.VM.CPUs, c.VM.Memory, c.VM.RootSize = "debian", 1, 512<<20, 10<<30
+	c.VM.Image, c.VM.CPUs, c.VM.Memory, c.VM.RootSize, c.VM.DiskSize = "debian", 1, 512<<20, 10<<30, 10<<30
 	c.Image.MaxSize, c.Image.MaxEntries = 20<<30, 2_000_000
 	return c
 }
@@ -29,7 +29,7 @@ func TestLoad(t *testing.T) {
 	some := defaults()
 	some.VM.CPUs = 4
 	every := Config{Group: "wheel"}
-	every.VM.Image, every.VM.CPUs, every.VM.Memory, every.VM.RootSize = "alpine", 3, 1<<30, 1536<<20
+	every.VM.Image, every.VM.CPUs, every.VM.Memory, every.VM.RootSize, every.VM.DiskSize = "alpine", 3, 1<<30, 1536<<20, 7<<30
 	every.Image.MaxSize, every.Image.MaxEntries = 2<<40, 12
 	every.QEMU.Binary = "/opt/qemu"
 	for name, tc := range map[string]struct {
@@ -45,6 +45,7 @@ func TestLoad(t *testing.T) {
 			cpus = 3
 			memory = "1G"
 			root_size = "1.5G"
+			disk_size = "7G"
 			[image]
 			max_size = "2TiB"
 			max_entries = 12
