@@ -4,8 +4,10 @@
 // (boot.go). Then, as process 1, it reaps orphans and keeps the agent proper running;
 // or it starts a supervisor that does so, and hands process 1 over to the image's
 // own init (init.go). The agent proper serves HTTP to the host, over a virtio-serial
-// port: health, configuration, power-off (server.go, poweroff.go) and exec sessions
-// (session.go, command.go).
+// port: health, configuration, power-off (server.go, poweroff.go), exec sessions
+// (session.go, command.go), an ssh server (ssh.go and its siblings) and streams to
+// the guest's ports (stream.go). As an sftp server it serves one ssh session, with
+// that session's user as its own (sftp.go).
 //
 // The upper disk, of which the overlay of the root is made, stays mounted at
 // /run/banger/upper, where the guest's root can see it: it is the guest's own disk,
@@ -37,6 +39,7 @@ import (
 const (
 	roleServe     = "@banger-agent"
 	roleSupervise = "@banger-supervisor"
+	roleSFTP      = "banger-sftp"
 
 	secretEnv = "BANGER_SYNC"
 )
@@ -55,6 +58,10 @@ func Main() {
 		err = serve()
 	case os.Args[0] == roleSupervise:
 		err = supervise()
+	case os.Args[0] == roleSFTP:
+		if err = serveSFTP(); err == nil {
+			return
+		}
 	default:
 		err = errors.New("this is the agent of a banger guest; it runs as its process 1")
 	}

@@ -40,7 +40,7 @@ func (s *session) start(spec api.ExecSpec) error {
 		s.refuse(err)
 		return nil
 	}
-	streams, err := s.connect(cmd, spec)
+	streams, err := connect(cmd, spec)
 	if err != nil {
 		return api.Errorf(api.CodeGuest, "exec %s: %w", cmd.Path, err)
 	}
@@ -51,11 +51,13 @@ func (s *session) start(spec api.ExecSpec) error {
 		s.refuse(err)
 		return nil
 	}
-	s.pgid = cmd.Process.Pid
+	s.pgid, s.resize = cmd.Process.Pid, streams.resize
 	ended := make(chan struct{})
 	var outputs sync.WaitGroup
 	for _, o := range streams.outputs {
-		outputs.Go(func() { s.pump(o, ended) })
+		outputs.Go(func() {
+			pump(o.file, ended, func(b []byte) bool { return s.put(api.Frame{Type: o.frame, Data: slices.Clone(b)}) })
+		})
 	}
 	go s.feed(streams.input, spec, ended)
 	go s.wait(cmd, streams, ended, &outputs)
@@ -87,10 +89,7 @@ func newCommand(spec api.ExecSpec, u user) (*exec.Cmd, error) {
 	argv := spec.Command
 	dir := spec.Dir
 	if dir == "" {
-		dir = "/"
-		if info, err := os.Stat(u.home); err == nil && info.IsDir() {
-			dir = u.home
-		}
+		dir = homeOf(u)
 	}
 	cmd := &exec.Cmd{Env: env, Dir: dir, SysProcAttr: &syscall.SysProcAttr{}}
 	if len(argv) == 0 {
@@ -107,10 +106,23 @@ func newCommand(spec api.ExecSpec, u user) (*exec.Cmd, error) {
 		cmd.Path = path
 	}
 	cmd.Args = argv
+	u.become(cmd)
+	return cmd, nil
+}
+
+// become gives a command the user's privileges.
+func (u user) become(cmd *exec.Cmd) {
 	if u.uid != 0 || u.gid != 0 || len(u.groups) > 0 {
 		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.uid, Gid: u.gid, Groups: u.groups}
 	}
-	return cmd, nil
+}
+
+// homeOf is the user's home, or / where the image has no such directory.
+func homeOf(u user) string {
+	if info, err := os.Stat(u.home); err == nil && info.IsDir() {
+		return u.home
+	}
+	return "/"
 }
 
 func loginShell(u user) (string, error) {
@@ -179,7 +191,8 @@ func check(path string) error {
 type streams struct {
 	child   []*os.File
 	outputs []output
-	input   *os.File // nil without input
+	input   *os.File                   // nil without input
+	resize  func(api.WindowSize) error // nil without a terminal
 }
 
 type output struct {
@@ -204,7 +217,7 @@ func closeAll(files []*os.File) {
 	}
 }
 
-func (s *session) connect(cmd *exec.Cmd, spec api.ExecSpec) (_ *streams, err error) {
+func connect(cmd *exec.Cmd, spec api.ExecSpec) (_ *streams, err error) {
 	p := &streams{}
 	defer func() {
 		if err != nil {
@@ -213,7 +226,7 @@ func (s *session) connect(cmd *exec.Cmd, spec api.ExecSpec) (_ *streams, err err
 		}
 	}()
 	if spec.TTY {
-		return p, s.connectTTY(cmd, spec, p)
+		return p, connectTTY(cmd, spec, p)
 	}
 	cmd.SysProcAttr.Setpgid = true
 	if spec.Stdin {
@@ -238,7 +251,7 @@ func (s *session) connect(cmd *exec.Cmd, spec api.ExecSpec) (_ *streams, err err
 	return p, nil
 }
 
-func (s *session) connectTTY(cmd *exec.Cmd, spec api.ExecSpec, p *streams) error {
+func connectTTY(cmd *exec.Cmd, spec api.ExecSpec, p *streams) error {
 	master, slave, err := pty.Open()
 	if err != nil {
 		return err
@@ -251,11 +264,11 @@ func (s *session) connectTTY(cmd *exec.Cmd, spec api.ExecSpec, p *streams) error
 	}
 	p.outputs = []output{{api.FrameStdout, file}}
 	p.input = file
-	s.resize = func(size api.WindowSize) error {
+	p.resize = func(size api.WindowSize) error {
 		return linux.SetWindowSize(file, size.Rows, size.Cols)
 	}
 	if spec.Size.Rows > 0 && spec.Size.Cols > 0 {
-		if err := s.resize(spec.Size); err != nil {
+		if err := p.resize(spec.Size); err != nil {
 			return err
 		}
 	}
@@ -268,19 +281,19 @@ func (s *session) connectTTY(cmd *exec.Cmd, spec api.ExecSpec, p *streams) error
 }
 
 // pump passes output on until its end, or until what was in it at the command's
-// end has been read.
-func (s *session) pump(o output, ended <-chan struct{}) {
+// end has been read, or put returns false. What put is given is its for the call.
+func pump(from *os.File, ended <-chan struct{}, put func([]byte) bool) {
 	buf := make([]byte, 32<<10)
 	for left := maxPipe; left > 0; {
 		select {
 		case <-ended:
-			_ = o.file.SetReadDeadline(time.Now().Add(outputGrace))
+			_ = from.SetReadDeadline(time.Now().Add(outputGrace))
 		default:
 			left = maxPipe
 		}
-		n, err := o.file.Read(buf)
+		n, err := from.Read(buf)
 		left -= n
-		if n > 0 && !s.put(api.Frame{Type: o.frame, Data: slices.Clone(buf[:n])}) {
+		if n > 0 && !put(buf[:n]) {
 			return
 		}
 		if err != nil {

@@ -31,9 +31,10 @@ const (
 // off has been answered, with the time that the host will wait for it.
 func Handler(poweroff func(patience time.Duration)) http.Handler {
 	ss := &sessions{byID: make(map[string]*session)}
+	sshd := newSSHServer()
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", health)
-	mux.HandleFunc("POST /configure", configure)
+	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, r *http.Request) { configure(w, r, sshd) })
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, r *http.Request) {
 		var p wire.PowerOff
 		_ = json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(&p) // without a body: without patience
@@ -41,6 +42,8 @@ func Handler(poweroff func(patience time.Duration)) http.Handler {
 		time.AfterFunc(50*time.Millisecond, func() { poweroff(p.Patience) }) // the answer gets out first
 	})
 	mux.HandleFunc("GET /exec", ss.serve)
+	mux.HandleFunc("GET /ssh", sshd.serve)
+	mux.HandleFunc("GET /tcp", tcp)
 	return mux
 }
 
@@ -80,11 +83,14 @@ func started() float64 {
 	return ticks / 100
 }
 
-func configure(w http.ResponseWriter, r *http.Request) {
+func configure(w http.ResponseWriter, r *http.Request, sshd *sshServer) {
 	var c wire.Configure
 	err := json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(&c)
 	if err == nil {
 		err = apply(c)
+		if c.SSH != nil {
+			err = errors.Join(err, sshd.configure(*c.SSH))
+		}
 	}
 	if err != nil {
 		w.WriteHeader(http.StatusBadRequest)
