@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"banger/api"
 	"banger/internal/guest/wire"
 )
 
@@ -25,10 +26,10 @@ type duplex interface {
 	CloseWrite() error
 }
 
-// upgrade makes the connection of a request a raw stream, see wire.UpgradeStream.
+// upgrade makes the connection of a request a raw stream, see api.UpgradeStream.
 // Where it returns an error it has answered.
 func upgrade(w http.ResponseWriter, r *http.Request) (*rawStream, error) {
-	if !strings.EqualFold(r.Header.Get("Upgrade"), wire.UpgradeStream) {
+	if !strings.EqualFold(r.Header.Get("Upgrade"), api.UpgradeStream) {
 		err := errors.New("the request does not ask for a stream")
 		refuseStream(w, http.StatusUpgradeRequired, err)
 		return nil, err
@@ -38,7 +39,7 @@ func upgrade(w http.ResponseWriter, r *http.Request) (*rawStream, error) {
 		refuseStream(w, http.StatusInternalServerError, err)
 		return nil, err
 	}
-	answer := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + wire.UpgradeStream + "\r\n\r\n"
+	answer := "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + api.UpgradeStream + "\r\n\r\n"
 	if _, err := io.WriteString(conn, answer); err != nil {
 		_ = conn.Close()
 		return nil, err

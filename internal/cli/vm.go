@@ -140,6 +140,7 @@ func vmCommands(d *deps) *cobra.Command {
 		c.ValidArgsFunction = d.vms
 	}
 	one := []*cobra.Command{show(d, vmKind, "show VM", "Show a VM", "banger vm show api", d.client.VM), execCommand(d), logs}
+	one = append(one, sshCommands(d)...)
 	for _, c := range one {
 		c.ValidArgsFunction = first(d.vms)
 	}

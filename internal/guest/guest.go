@@ -59,7 +59,13 @@ func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, e
 	c := &Conn{done: make(chan struct{})}
 	open := dial
 	if kind == Serial {
-		open = func(context.Context) (net.Conn, error) { return c.session.Open() }
+		open = func(context.Context) (net.Conn, error) {
+			stream, err := c.session.OpenStream()
+			if err != nil {
+				return nil, err
+			}
+			return halfStream{stream}, nil
+		}
 	}
 	c.transport = &http.Transport{
 		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return open(ctx) },
@@ -86,6 +92,12 @@ func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, e
 	}
 	return c, nil
 }
+
+// halfStream is a stream whose two directions end one by one. yamux's Close ends
+// the own one, and the other one some minutes later if the guest does not.
+type halfStream struct{ *yamux.Stream }
+
+func (s halfStream) CloseWrite() error { return s.Close() }
 
 func (c *Conn) startSession(ctx context.Context, dial Dialer, secret string) error {
 	raw, err := dial(ctx)

@@ -166,6 +166,17 @@ func (s *server) changeRoutes(routes huma.API) {
 		})
 }
 
+func (s *server) sshRoutes(routes huma.API) {
+	route(s, routes, http.MethodPut, "/vms/{vm}/ssh", http.StatusOK, "authorize-ssh",
+		"Let the caller into their VMs by ssh with a public key, root into all, and learn the VM's host key.",
+		func(ctx context.Context, caller uint32, in *struct {
+			VM   string `path:"vm" doc:"Name, id, or the beginning of the id."`
+			Body api.SSHKey
+		}) (api.SSHAccess, error) {
+			return s.VMs.AuthorizeSSH(ctx, caller, in.VM, in.Body.PublicKey)
+		})
+}
+
 func stopTimeout(req *api.StopVM) (time.Duration, error) {
 	if req == nil {
 		return 0, nil

@@ -44,6 +44,7 @@ type VMs interface {
 	Logs(ctx context.Context, caller uint32, ref string) (io.ReadCloser, error)
 	Lease(ctx context.Context, caller uint32, ref string) (release func(), err error)
 	Agent(ctx context.Context, caller uint32, ref string) (http.RoundTripper, error)
+	AuthorizeSSH(ctx context.Context, caller uint32, ref, publicKey string) (api.SSHAccess, error)
 }
 
 // Images is what the server needs of package image.
@@ -91,6 +92,7 @@ func New(c Config) http.Handler {
 	routes := humago.New(mux, doc)
 	s.systemRoutes(routes)
 	s.vmRoutes(routes)
+	s.sshRoutes(routes)
 	s.changeRoutes(routes)
 	s.operationRoutes(routes)
 	s.imageRoutes(routes)

@@ -38,6 +38,7 @@ func (s *server) streamRoutes(mux *http.ServeMux, doc *huma.OpenAPI) {
 		{"GET", "/vms/{vm}/logs", "vm-logs", "What the console printed.", 200, "text/plain", s.logs},
 		{"GET", "/vms/{vm}/lease", "lease-vm", "Hold a lease on the VM as long as the answer is being read.", 200, "text/event-stream", s.lease},
 		{"GET", "/vms/{vm}/exec", "exec", "WebSocket: run a command in the VM.", 101, "", s.exec},
+		{"GET", "/vms/{vm}/ssh", "ssh", "A raw stream to the VM's ssh server: ask for it with Upgrade: " + api.UpgradeStream + ".", 101, "", s.ssh},
 		{"PUT", "/images/{name}", "import-image", "Make an image from the body, a tar archive: plain, gzip, zstd or xz.", 201, "application/json", s.importImage},
 		{"PUT", "/kernels/{name}", "import-kernel", "Make a kernel from the body, a .deb package. Root only.", 201, "application/json", s.importKernel},
 	} {
@@ -168,10 +169,12 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-var agentExec = &url.URL{Scheme: "http", Host: "agent", Path: "/exec"}
+// exec connects the caller with the agent's own WebSocket, ssh with its ssh server.
+func (s *server) exec(w http.ResponseWriter, r *http.Request) { s.proxy(w, r, "exec in", "/exec") }
+func (s *server) ssh(w http.ResponseWriter, r *http.Request)  { s.proxy(w, r, "ssh to", "/ssh") }
 
-// exec connects the caller with the agent's own WebSocket.
-func (s *server) exec(w http.ResponseWriter, r *http.Request) {
+// proxy connects the caller with a route of the agent that switches protocols.
+func (s *server) proxy(w http.ResponseWriter, r *http.Request, what, path string) {
 	ctx, cancel := streaming(r)
 	defer cancel()
 	ref := r.PathValue("vm")
@@ -182,15 +185,21 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 	}
 	proxy := &httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
-			u := *agentExec
-			p.Out.URL, p.Out.Host = &u, u.Host
+			p.Out.URL, p.Out.Host = &url.URL{Scheme: "http", Host: "agent", Path: path}, "agent"
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			if resp.StatusCode == http.StatusSwitchingProtocols || path == "/exec" {
+				return nil
+			}
+			return api.Errorf(api.CodeGuest, "%s VM %s: the agent answers %d", what, ref, resp.StatusCode).
+				WithHint("an agent of an older version is replaced by a restart: banger vm stop %s, banger vm start %s", ref, ref)
 		},
 		Transport:     agent,
 		FlushInterval: -1,
 		ErrorLog:      slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug),
 		ErrorHandler: func(w http.ResponseWriter, _ *http.Request, err error) {
 			if _, known := errors.AsType[*api.Error](err); !known {
-				err = api.Errorf(api.CodeGuest, "exec in VM %s: the agent does not answer: %w", ref, err).
+				err = api.Errorf(api.CodeGuest, "%s VM %s: the agent does not answer: %w", what, ref, err).
 					WithHint("banger vm logs %s", ref)
 			}
 			s.fail(w, err)

@@ -22,10 +22,19 @@ func (db *DB) PutSetting(ctx context.Context, name, value string) error {
 	return mapError(err)
 }
 
+// maxSSHKeys is how many keys of a user are kept; the oldest go first.
+const maxSSHKeys = 16
+
 // AddSSHKey keeps a public key of the user owner; one that is kept already is no error.
 func (db *DB) AddSSHKey(ctx context.Context, owner uint32, key string) error {
-	_, err := db.sql.ExecContext(ctx, `INSERT OR IGNORE INTO ssh_key (owner, key) VALUES (?,?)`, owner, key)
-	return mapError(err)
+	return db.tx(ctx, func(tx *sql.Tx) error {
+		if _, err := tx.ExecContext(ctx, `INSERT OR IGNORE INTO ssh_key (owner, key) VALUES (?,?)`, owner, key); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `DELETE FROM ssh_key WHERE owner = ? AND rowid NOT IN
+			(SELECT rowid FROM ssh_key WHERE owner = ? ORDER BY rowid DESC LIMIT ?)`, owner, owner, maxSSHKeys)
+		return err
+	})
 }
 
 // SSHKeys returns the public keys of the user owner.

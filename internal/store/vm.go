@@ -60,8 +60,8 @@ func textOut(s string) sql.NullString { return sql.NullString{String: s, Valid: 
 // UpdateVM implements vm.Store.
 func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
 	_, err := db.sql.ExecContext(ctx, `UPDATE vm SET name=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
-		wanted=?, last_error=? WHERE id=?`,
-		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.Wanted, r.LastError, r.ID)
+		host_key=?, wanted=?, last_error=? WHERE id=?`,
+		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.HostKey, r.Wanted, r.LastError, r.ID)
 	if isUnique(err, addresses...) {
 		return addressTaken("change", r)
 	}

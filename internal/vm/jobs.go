@@ -48,7 +48,7 @@ func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l
 	if err != nil {
 		return nil, err
 	}
-	return newLive(b, rec), nil
+	return s.newLive(b, rec), nil
 }
 
 // booted is a machine whose agent has answered.
@@ -89,7 +89,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 		return booted{}, err
 	}
 	watch.lap("process")
-	conn, health, err := connect(ctx, inst, rec)
+	conn, health, err := s.connect(ctx, inst, rec)
 	if err != nil {
 		return booted{}, errors.Join(s.bootError(rec, inst, err), inst.Close())
 	}
@@ -195,5 +195,5 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newLive(booted{inst: inst, engine: s.driver.Name() + "/" + info.Accel, spec: spec, disks: m.Disks}, rec), nil
+	return s.newLive(booted{inst: inst, engine: s.driver.Name() + "/" + info.Accel, spec: spec, disks: m.Disks}, rec), nil
 }

@@ -23,13 +23,14 @@ const (
 // live is what is momentarily true of a VM: its VMM and the channel to its agent,
 // which is made anew whenever it breaks.
 type live struct {
-	inst   vmm.Instance
-	engine string
-	spec   runSpec
-	steps  []api.Step
-	disks  []vmm.Disk // in the order of the machine
-	stop   context.CancelFunc
-	ended  chan struct{} // closed when keep has returned
+	inst    vmm.Instance
+	engine  string
+	spec    runSpec
+	steps   []api.Step
+	disks   []vmm.Disk // in the order of the machine
+	connect func(context.Context, vmm.Instance, Record) (*guest.Conn, wire.Health, error)
+	stop    context.CancelFunc
+	ended   chan struct{} // closed when keep has returned
 
 	mu      sync.Mutex
 	rec     Record // as the guest is to know it
@@ -39,7 +40,7 @@ type live struct {
 }
 
 // connect makes the channel to the agent and configures the guest.
-func connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, wire.Health, error) {
+func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, wire.Health, error) {
 	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
 	defer cancel()
 	go func() { // a VMM that ended will not answer any more
@@ -53,10 +54,16 @@ func connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, w
 	if err != nil {
 		return nil, wire.Health{}, err
 	}
+	access, err := s.sshSettings(ctx, rec)
+	if err != nil {
+		conn.Close()
+		return nil, wire.Health{}, err
+	}
 	entropy := make([]byte, 64)
 	rand.Read(entropy)
 	err = conn.Configure(ctx, wire.Configure{
 		Hostname: rec.Name, MachineID: rec.MachineID, Time: time.Now().UnixNano(), Entropy: entropy,
+		SSH: access,
 	})
 	var health wire.Health
 	if err == nil {
@@ -70,11 +77,11 @@ func connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, w
 }
 
 // newLive takes a running VMM over. Where there is no channel it is made.
-func newLive(b booted, rec Record) *live {
+func (s *Service) newLive(b booted, rec Record) *live {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &live{
 		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, steps: b.steps, disks: b.disks,
-		stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
+		connect: s.connect, stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
 	}
 	if b.conn != nil {
 		l.set(b.conn, b.health.Version)
@@ -100,7 +107,7 @@ func (l *live) keep(ctx context.Context) {
 			}
 			l.unset()
 		}
-		conn, health, err := connect(ctx, l.inst, l.record())
+		conn, health, err := l.connect(ctx, l.inst, l.record())
 		if err == nil {
 			l.set(conn, health.Version)
 			continue
@@ -153,9 +160,18 @@ func (l *live) agentVersion() string {
 	return l.version
 }
 
-// agent returns the transport to the agent; it waits a while for a channel that is
-// being made anew.
+// agent returns the transport to the agent; see channel.
 func (l *live) agent(ctx context.Context) (http.RoundTripper, error) {
+	conn, err := l.channel(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return conn.Transport(), nil
+}
+
+// channel returns the connection to the agent; it waits a while for one that is
+// being made anew.
+func (l *live) channel(ctx context.Context) (*guest.Conn, error) {
 	l.mu.Lock()
 	ready := l.ready
 	l.mu.Unlock()
@@ -168,7 +184,7 @@ func (l *live) agent(ctx context.Context) (http.RoundTripper, error) {
 	case <-time.After(agentPatience):
 	}
 	if conn := l.connection(); conn != nil {
-		return conn.Transport(), nil
+		return conn, nil
 	}
 	return nil, api.Errorf(api.CodeGuest, "reach the agent: it does not answer").
 		WithHint("banger vm logs shows the console; banger vm kill ends the VM")

@@ -98,6 +98,9 @@ func (s *Service) Recover(ctx context.Context) error {
 			}
 			continue
 		}
+		if rec, err = s.withHostKey(ctx, rec); err != nil {
+			return err
+		}
 		o := newOwner(s, rec)
 		l, err := s.adopt(ctx, rec)
 		if err == nil {
@@ -259,10 +262,14 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	if err != nil {
 		return Record{}, fmt.Errorf("create VM %q: %w", r.Name, err)
 	}
+	hostKey, err := newHostKey()
+	if err != nil {
+		return Record{}, err
+	}
 	return Record{
 		ID: resource.RandomName(6), Name: r.Name, Owner: caller, Image: r.Image, ImageID: imageID, Kernel: kernel,
 		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, Init: r.Init, Ephemeral: r.Ephemeral, Wanted: WantStopped,
-		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), Created: time.Now(),
+		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), HostKey: hostKey, Created: time.Now(),
 	}, nil
 }
 

@@ -68,6 +68,8 @@ type Store interface {
 	UpdateVM(context.Context, Record) error // all that can change; already_exists where a new name is taken
 	DeleteVM(ctx context.Context, id string) error
 	VMs(context.Context) ([]Record, error)
+	AddSSHKey(ctx context.Context, owner uint32, key string) error // one that is kept already is no error
+	SSHKeys(ctx context.Context, owner uint32) ([]string, error)
 }
 
 // Assets finds the images and kernels that VMs are made of.

@@ -27,11 +27,6 @@ const (
 // SerialPort is the name of the virtio-serial port that is the channel.
 const SerialPort = "banger.agent"
 
-// UpgradeStream is the protocol, in the header Upgrade (RFC 9110, 7.8), that the
-// routes GET /ssh and GET /tcp?port=N switch to: bytes in both directions, each of
-// which ends for itself. An agent that cannot do it answers with an Error.
-const UpgradeStream = "banger-stream"
-
 // Health is the answer of GET /health.
 type Health struct {
 	Version  string  `json:"version"`
