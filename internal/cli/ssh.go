@@ -33,6 +33,14 @@ func (f *sshFlags) add(c *cobra.Command) {
 	c.Flags().BoolVarP(&f.noCommand, "no-command", "N", false, "as ssh -N: forward ports only")
 	c.Flags().CountVarP(&f.terminal, "tty", "t", "as ssh -t: give the command a terminal; twice: though there is none here")
 	c.Flags().CountVarP(&f.verbose, "verbose", "v", "as ssh -v: say what ssh does")
+	for _, name := range []string{"local-forward", "remote-forward", "dynamic-forward", "option", "tty", "verbose"} {
+		completeFlag(c, name, cobra.NoFileCompletions)
+	}
+}
+
+func userFlag(c *cobra.Command, user *string) {
+	c.Flags().StringVarP(user, "user", "l", "root", "user to log in as")
+	completeFlag(c, "user", cobra.NoFileCompletions)
 }
 
 func (f *sshFlags) args() []string {
@@ -63,7 +71,7 @@ func sshCommands(d *deps) []*cobra.Command {
 		cobra.MinimumNArgs(1), func(ctx context.Context, args []string) error {
 			return d.ssh(ctx, args[0], f, args[1:])
 		})
-	into.Flags().StringVarP(&f.user, "user", "l", "root", "user to log in as")
+	userFlag(into, &f.user)
 	f.add(into)
 	proxy := command(d, "proxy VM", "Connect standard input and output with a VM's ssh server", `ssh -o ProxyCommand="banger vm proxy api" root@api`,
 		cobra.ExactArgs(1), func(ctx context.Context, args []string) error { return d.proxy(ctx, args[0]) })
@@ -80,7 +88,7 @@ func sshCommands(d *deps) []*cobra.Command {
 			}
 			return err
 		})
-	conf.Flags().StringVarP(&user, "user", "l", "root", "user to log in as")
+	userFlag(conf, &user)
 	return []*cobra.Command{into, proxy, conf}
 }
 
