@@ -81,12 +81,12 @@ func (c *Client) dial(ctx context.Context) (net.Conn, error) {
 		return conn, nil
 	case errors.Is(err, fs.ErrPermission):
 		return nil, api.Errorf(api.CodePermissionDenied, "connect to bangerd on %s: %w", c.socket, syscall.EACCES).
-			WithHint("sudo usermod -aG banger $USER, then log in again")
+			WithHint("use sudo, or become a member of the group that may use it (in the README: who may use it)")
 	case ctx.Err() != nil:
 		return nil, api.Errorf(api.CodeUnavailable, "connect to bangerd on %s: %w", c.socket, ctx.Err())
 	}
 	return nil, api.Errorf(api.CodeUnavailable, "bangerd does not answer on %s: %w", c.socket, root(err)).
-		WithHint("sudo systemctl start bangerd, or run bangerd as root")
+		WithHint("any command of root's starts it, such as banger vm list")
 }
 
 // root is the innermost error: what net puts around it repeats the address.
@@ -130,7 +130,8 @@ func (r request) url() (string, error) {
 	for _, elem := range r.path {
 		switch elem {
 		case "":
-			return "", api.Errorf(api.CodeInvalid, "%s: a name is empty", r)
+			what := strings.TrimSuffix(r.path[0], "s")
+			return "", api.Errorf(api.CodeInvalid, "the name of the %s is empty", what).WithHint("banger %s list", what)
 		case ".", "..": // would be taken for steps in the path
 			elem = strings.ReplaceAll(elem, ".", "%2E")
 		default:

@@ -11,7 +11,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/url"
 	"slices"
 	"sync"
 	"time"
@@ -60,8 +59,12 @@ const (
 // keeps what was not acknowledged, for five minutes. An error means that the
 // command's end is not known.
 func (c *Client) Exec(ctx context.Context, ref string, opts ExecOptions) (api.ExecStatus, error) {
+	address, err := request{path: []string{"vms", ref, "exec"}}.url()
+	if err != nil {
+		return api.ExecStatus{}, err
+	}
 	return runExec(ctx, opts, func(ctx context.Context) (*websocket.Conn, error) {
-		return dialExec(ctx, c.dial, "ws://banger/"+api.Version+"/vms/"+url.PathEscape(ref)+"/exec")
+		return dialExec(ctx, c.dial, address)
 	})
 }
 

@@ -48,6 +48,9 @@ func imageCommands(d *deps) *cobra.Command {
 	shown.ValidArgsFunction = first(d.images)
 	importing := command(d, "import NAME FILE|-", "Make an image of a root file system archive (tar; plain, gzip, zstd or xz)",
 		"banger image import alpine rootfs.tar.gz", cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
+			if err := d.imageNameFree(ctx, "import", args[0]); err != nil {
+				return err
+			}
 			line := newProgress(d, true)
 			defer line.clear()
 			r, done, err := d.open(args[1], "import "+args[0], line)
@@ -73,6 +76,15 @@ func imageCommands(d *deps) *cobra.Command {
 	rm.ValidArgsFunction = d.images
 	return group("image", "Make and remove the images of VMs", "banger image bootstrap debian", importing, boot,
 		list(d, imageKind, "List images", "banger image list", d.client.Images), shown, rm)
+}
+
+// imageNameFree refuses a name that the caller has given to an image already, before
+// much is sent. One of root's may be covered by one's own.
+func (d *deps) imageNameFree(ctx context.Context, verb, name string) error {
+	if i, err := d.client.Image(ctx, name); err == nil && int(i.Owner) == os.Geteuid() {
+		return api.Errorf(api.CodeAlreadyExists, "%s image %q: an image of that name exists", verb, name).WithHint("banger image rm %s", name)
+	}
+	return nil
 }
 
 func (d *deps) madeImage(image api.Image, err error, line *progress) error {
@@ -132,8 +144,8 @@ func (d *deps) open(name, step string, line *progress) (io.Reader, func(), error
 // bootstrap makes the image name of a distribution; the archive goes from
 // mmdebstrap, which runs as the caller, straight to the daemon.
 func (d *deps) bootstrap(ctx context.Context, distribution, name string) (api.Image, error) {
-	if _, err := d.client.Image(ctx, name); err == nil {
-		return api.Image{}, api.Errorf(api.CodeAlreadyExists, "bootstrap image %q: an image of that name exists", name).WithHint("banger image rm %s", name)
+	if err := d.imageNameFree(ctx, "bootstrap", name); err != nil {
+		return api.Image{}, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -158,7 +170,7 @@ func (d *deps) bootstrap(ctx context.Context, distribution, name string) (api.Im
 	return image, err
 }
 
-// bootstrapLog makes progress of what mmdebstrap says: "I: " and what it does.
+// bootstrapLog makes progress of what mmdebstrap says it begins: "I: installing...".
 type bootstrapLog struct {
 	line *progress
 	step string
@@ -176,8 +188,9 @@ func (b *bootstrapLog) Write(text []byte) (int, error) {
 			return len(text), nil
 		}
 		b.rest = rest
-		if what, ok := strings.CutPrefix(strings.TrimSpace(string(said)), "I: "); ok {
-			b.line.report(api.Progress{Step: b.step + ": " + strings.TrimSuffix(what, "...")})
+		what, ok := strings.CutPrefix(strings.TrimSpace(string(said)), "I: ")
+		if what, begins := strings.CutSuffix(what, "..."); ok && begins && !strings.Contains(what, "tempdir") {
+			b.line.report(api.Progress{Step: b.step + ": " + what})
 		}
 	}
 }

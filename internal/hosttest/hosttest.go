@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -104,9 +105,15 @@ func NewSeeded(t testing.TB, env ...string) *Host {
 	return h
 }
 
+// Env is what a command's environment has beyond the test's, as "NAME=value".
+func (h *Host) Env() []string { return slices.Clone(h.env) }
+
+// Program is the path of the command line.
+func (h *Host) Program() string { return filepath.Join(h.bin, "banger") }
+
 // Command prepares a command line of banger. It is killed when ctx ends.
 func (h *Host) Command(ctx context.Context, args ...string) *exec.Cmd {
-	cmd := exec.CommandContext(ctx, filepath.Join(h.bin, "banger"), args...)
+	cmd := exec.CommandContext(ctx, h.Program(), args...)
 	cmd.Env = append(os.Environ(), h.env...)
 	// Output that stays open after the command's end means that it has given
 	// its output to the daemon.

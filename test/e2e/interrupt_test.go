@@ -82,7 +82,7 @@ func interruptHandOver(t *testing.T, h *hosttest.Host) {
 		b := begin(t, h, "vm", "exec", "m", "--", "sleep", "1000")
 		time.Sleep(after)
 		b.signal(t, syscall.SIGTERM)
-		_ = b.Wait() // the exit status is looked at
+		_ = b.Wait()                                                 // the exit status is looked at
 		byGo := b.ProcessState.Sys().(syscall.WaitStatus).Signaled() // before main began
 		if got := b.ProcessState.ExitCode(); got != 143 && !byGo {
 			t.Errorf("SIGTERM after %v: exit status %d, want 143\n%s", after, got, b.out)
