@@ -10,7 +10,7 @@ FIXTURE     := $(CURDIR)/.cache/fixture
 
 export CGO_ENABLED := 0
 
-.PHONY: build lint lint-go lint-shell deps deps-lint fixture test test-all fuzz bench demo clean
+.PHONY: build lint lint-go lint-shell openapi deps deps-lint fixture test test-all fuzz bench demo clean
 
 # Static binaries in bin/. The agent comes first: bangerd embeds it. It carries
 # no version, so that an unchanged agent stays byte for byte the same.
@@ -18,6 +18,10 @@ build:
 	$(GO) build $(GOFLAGS_ALL) -buildvcs=false -ldflags '-s -w' -o $(AGENT) ./cmd/banger-agent
 	$(GO) build $(GOFLAGS_ALL) -ldflags '$(LDFLAGS)' -o bin/bangerd ./cmd/bangerd
 	$(GO) build $(GOFLAGS_ALL) -ldflags '$(LDFLAGS)' -o bin/banger ./cmd/banger
+
+# Writes the description of the API that is checked in; a test compares it.
+openapi:
+	$(GO) test -count=1 -run '^TestDocumentIsCheckedIn$$' ./internal/server -update
 
 lint: lint-go lint-shell
 

@@ -22,27 +22,27 @@ const (
 
 // VM is a virtual machine: what it is (durable) and what is true of it now.
 type VM struct {
-	ID        string     `json:"id" doc:"Random identity, 12 hexadecimal digits."`
-	Name      string     `json:"name"`
+	ID        string     `json:"id" doc:"Random identity, 12 hexadecimal digits." match:"^[0-9a-f]{12}$"`
+	Name      string     `json:"name" doc:"Unique in the installation." match:"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"`
 	Owner     uint32     `json:"owner" doc:"Uid of the user whose VM this is."`
-	State     VMState    `json:"state" enum:"stopped,starting,running,stopping,deleting"`
+	State     VMState    `json:"state" doc:"Where it is in its lifecycle." enum:"stopped,starting,running,stopping,deleting"`
 	Image     string     `json:"image" doc:"Name of the image at the time of creation."`
-	ImageID   string     `json:"image_id"`
+	ImageID   string     `json:"image_id" doc:"Digest of the image, which stays that of the VM when the name comes to mean another."`
 	Kernel    string     `json:"kernel" doc:"Name of the kernel bundle."`
-	CPUs      int        `json:"cpus"`
+	CPUs      int        `json:"cpus" doc:"Number of virtual CPUs."`
 	Memory    int64      `json:"memory" doc:"Bytes."`
 	RootSize  int64      `json:"root_size" doc:"Bytes that the root file system can hold beyond the image."`
 	DiskSize  int64      `json:"disk_size" doc:"Bytes of the work disk, which is mounted at /root and outlives the root; 0 where there is none."`
 	Network   Network    `json:"network" enum:"bridge,none" doc:"How it is on the network: by a port of the installation's bridge, or not at all."`
 	NAT       bool       `json:"nat" doc:"Whether it may reach what is beyond the host."`
 	IP        string     `json:"ip,omitempty" doc:"Its IPv4 address, where it is on the network."`
-	MAC       string     `json:"mac,omitempty"`
+	MAC       string     `json:"mac,omitempty" doc:"Its Ethernet address, where it is on the network."`
 	Init      bool       `json:"init" doc:"Process 1 is the image's own init instead of the agent."`
 	Ephemeral bool       `json:"ephemeral" doc:"Deleted when its lease ends (vm run --rm)."`
 	Engine    string     `json:"engine,omitempty" doc:"The VMM and its accelerator, e.g. qemu/kvm; while it runs."`
 	PID       int        `json:"pid,omitempty" doc:"Process id of the VMM, while it runs."`
 	Agent     string     `json:"agent,omitempty" doc:"Version of the agent in the guest, while it runs."`
-	Created   time.Time  `json:"created"`
+	Created   time.Time  `json:"created" doc:"When it was made."`
 	Started   *time.Time `json:"started,omitempty" doc:"When it was last started, while it runs."`
 	Steps     []Step     `json:"steps,omitempty" doc:"How long each step of the last start took, while it runs and the daemon that started it does."`
 	Pending   []string   `json:"pending,omitempty" doc:"What was changed and takes effect at the next start, e.g. memory."`
@@ -60,15 +60,15 @@ const (
 
 // CreateVM asks for a new VM. Zero values take the configured defaults.
 type CreateVM struct {
-	Name      string  `json:"name,omitempty" doc:"1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -; a random one where it is empty."`
-	Image     string  `json:"image,omitempty"`
-	Kernel    string  `json:"kernel,omitempty"`
-	CPUs      int     `json:"cpus,omitempty"`
-	Memory    int64   `json:"memory,omitempty" doc:"Bytes."`
-	RootSize  int64   `json:"root_size,omitempty" doc:"Bytes."`
-	DiskSize  *int64  `json:"disk_size,omitempty" doc:"Bytes of the work disk; 0 for none."`
-	Network   Network `json:"network,omitempty" enum:"bridge,none"`
-	NAT       *bool   `json:"nat,omitempty"`
+	Name      string  `json:"name,omitempty" doc:"1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -; a random one where it is empty." match:"^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$"`
+	Image     string  `json:"image,omitempty" doc:"Name of an image that the caller may use."`
+	Kernel    string  `json:"kernel,omitempty" doc:"Name of a kernel."`
+	CPUs      int     `json:"cpus,omitempty" doc:"Number of virtual CPUs." min:"0" max:"32"`
+	Memory    int64   `json:"memory,omitempty" doc:"Bytes, at least 64 MiB and not more than the host has; whole MiB, rounded down." min:"0"`
+	RootSize  int64   `json:"root_size,omitempty" doc:"Bytes that the root file system can hold beyond the image, at least 64 MiB; whole MiB, rounded up." min:"0" max:"17592186044416"`
+	DiskSize  *int64  `json:"disk_size,omitempty" doc:"Bytes of the work disk, at least 64 MiB; 0 for none." min:"0" max:"17592186044416"`
+	Network   Network `json:"network,omitempty" enum:"bridge,none" doc:"How it is to be on the network."`
+	NAT       *bool   `json:"nat,omitempty" doc:"Whether it may reach what is beyond the host."`
 	Init      bool    `json:"init,omitempty" doc:"Boot the image's own init (systemd, openrc) as process 1."`
 	Start     bool    `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
 	Ephemeral bool    `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
@@ -76,28 +76,28 @@ type CreateVM struct {
 
 // Step is a step of a start: disk, engine, cgroup, process, kernel, agent.
 type Step struct {
-	Name    string  `json:"name"`
-	Seconds float64 `json:"seconds"`
+	Name    string  `json:"name" doc:"Which one."`
+	Seconds float64 `json:"seconds" doc:"How long it took."`
 }
 
 // SetVM asks for changes to a VM; what is absent stays as it is.
 type SetVM struct {
-	Name     *string `json:"name,omitempty" doc:"A new name, as in CreateVM."`
-	CPUs     *int    `json:"cpus,omitempty" doc:"Takes effect at the next start."`
-	Memory   *int64  `json:"memory,omitempty" doc:"Bytes; takes effect at the next start."`
-	RootSize *int64  `json:"root_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs."`
-	DiskSize *int64  `json:"disk_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs, if there is a work disk already."`
+	Name     *string `json:"name,omitempty" doc:"A new name, as in CreateVM." match:"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"`
+	CPUs     *int    `json:"cpus,omitempty" doc:"Takes effect at the next start." min:"1" max:"32"`
+	Memory   *int64  `json:"memory,omitempty" doc:"Bytes; takes effect at the next start." min:"67108864"`
+	RootSize *int64  `json:"root_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs." min:"67108864" max:"17592186044416"`
+	DiskSize *int64  `json:"disk_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs, if there is a work disk already." min:"0" max:"17592186044416"`
 	NAT      *bool   `json:"nat,omitempty" doc:"At once, also while it runs."`
 }
 
 // PromoteVM asks for an image made of a VM's root.
 type PromoteVM struct {
-	Image string `json:"image" doc:"Name of the new image."`
+	Image string `json:"image" doc:"Name of the new image." match:"^[a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"`
 }
 
 // StopVM asks a VM to stop.
 type StopVM struct {
-	Timeout float64 `json:"timeout,omitempty" doc:"Seconds that the guest is given before it is killed; the default where it is 0."`
+	Timeout float64 `json:"timeout,omitempty" doc:"Seconds that the guest is given before it is killed; the default where it is 0." min:"0" max:"86400"`
 }
 
 // OperationStatus says whether an operation is under way and how it ended.
@@ -114,16 +114,16 @@ const (
 // Operation is a request that takes longer than an answer should. It lives in
 // the daemon's memory for some minutes after its end.
 type Operation struct {
-	ID       string          `json:"id"`
+	ID       string          `json:"id" doc:"Random identity." match:"^[0-9a-f]{16}$"`
 	Kind     string          `json:"kind" doc:"What is being done, e.g. vm.create."`
 	Target   string          `json:"target" doc:"The id or name of the object that it is done to."`
-	Owner    uint32          `json:"owner"`
-	Status   OperationStatus `json:"status" enum:"running,succeeded,failed,cancelled"`
-	Progress Progress        `json:"progress"`
-	Error    *Error          `json:"error,omitempty"`
+	Owner    uint32          `json:"owner" doc:"Uid of the user who asked for it."`
+	Status   OperationStatus `json:"status" doc:"Whether it is under way, and how it ended." enum:"running,succeeded,failed,cancelled"`
+	Progress Progress        `json:"progress" doc:"What it was doing last."`
+	Error    *Error          `json:"error,omitempty" doc:"Why it did not succeed."`
 	Result   string          `json:"result,omitempty" doc:"Name of what was made, where Target does not say it."`
-	Created  time.Time       `json:"created"`
-	Finished *time.Time      `json:"finished,omitempty"`
+	Created  time.Time       `json:"created" doc:"When it was begun."`
+	Finished *time.Time      `json:"finished,omitempty" doc:"When it ended."`
 }
 
 // Progress says what an operation is doing. It is the payload of the events of
@@ -133,7 +133,7 @@ type Progress struct {
 	Step    string `json:"step,omitempty" doc:"What is being done, for people, e.g. boot."`
 	Current int64  `json:"current,omitempty" doc:"How much of it is done; bytes, unless Unit says otherwise."`
 	Total   int64  `json:"total,omitempty" doc:"How much there is to do; 0 where that is not known."`
-	Unit    string `json:"unit,omitempty"`
+	Unit    string `json:"unit,omitempty" doc:"What Current and Total count, where that is not bytes."`
 }
 
 // Reporter takes progress. It may be called often, from any goroutine, and must
@@ -143,10 +143,10 @@ type Reporter func(Progress)
 // Image is a root file system from which VMs are made.
 type Image struct {
 	ID      string    `json:"id" doc:"Digest, sha256:..., of what the image consists of."`
-	Name    string    `json:"name"`
+	Name    string    `json:"name" doc:"Unique among its owner's images."`
 	Owner   uint32    `json:"owner" doc:"Uid of the user whose image this is; everybody may use root's."`
-	Created time.Time `json:"created"`
-	Layers  []Layer   `json:"layers"`
+	Created time.Time `json:"created" doc:"When it was made here."`
+	Layers  []Layer   `json:"layers" doc:"Its read-only disks, lowest first."`
 	Size    int64     `json:"size" doc:"Bytes that its layers take on the disk."`
 	Entries int64     `json:"entries" doc:"Number of files, directories and other entries in it."`
 }
@@ -159,11 +159,11 @@ type Layer struct {
 
 // Kernel is a bundle of a kernel, its modules and what an initramfs needs.
 type Kernel struct {
-	Name    string    `json:"name"`
+	Name    string    `json:"name" doc:"Unique in the installation."`
 	Release string    `json:"release" doc:"As uname -r says it."`
 	Source  string    `json:"source" doc:"Where it came from: a package with its version, or the name of a file."`
 	Default bool      `json:"default" doc:"Taken by VMs that name none."`
-	Created time.Time `json:"created"`
+	Created time.Time `json:"created" doc:"When it was made here."`
 	Size    int64     `json:"size" doc:"Bytes on the disk."`
 }
 
@@ -171,8 +171,8 @@ type Kernel struct {
 type System struct {
 	Version      string    `json:"version" doc:"Version of the daemon."`
 	Installation string    `json:"installation" doc:"Short id of the installation; every kernel object of ours carries it."`
-	PID          int       `json:"pid"`
-	Started      time.Time `json:"started"`
-	StateDir     string    `json:"state_dir"`
-	RunDir       string    `json:"run_dir"`
+	PID          int       `json:"pid" doc:"Process id of the daemon."`
+	Started      time.Time `json:"started" doc:"When the daemon was started."`
+	StateDir     string    `json:"state_dir" doc:"Where it keeps what is durable."`
+	RunDir       string    `json:"run_dir" doc:"Where its socket and those of its VMs are."`
 }

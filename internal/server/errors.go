@@ -19,9 +19,12 @@ type apiError api.Error
 func (e *apiError) Error() string  { return e.Message }
 func (e *apiError) GetStatus() int { return e.Code.HTTPStatus() }
 
-// useOurErrors makes huma's own errors, those of decoding and checking, look like
-// all others. huma has one constructor for the whole process.
-var useOurErrors = sync.OnceFunc(func() { huma.NewError = newError })
+// adaptHuma sets what huma has once for the whole process: its own errors, those of
+// decoding and checking, look like all others, and lists are never null.
+var adaptHuma = sync.OnceFunc(func() {
+	huma.NewError = newError
+	huma.DefaultArrayNullable = false
+})
 
 func newError(status int, message string, details ...error) huma.StatusError {
 	code := api.CodeInvalid

@@ -22,16 +22,20 @@ type none struct{}
 type answer[T any] struct{ Body T }
 
 type operationBody struct {
-	Operation api.Operation `json:"operation"`
+	Operation api.Operation `json:"operation" doc:"The operation that was begun."`
 }
 
 type createdBody struct {
-	VM        api.VM        `json:"vm"`
-	Operation api.Operation `json:"operation"`
+	VM        api.VM        `json:"vm" doc:"The VM as it is at the beginning."`
+	Operation api.Operation `json:"operation" doc:"The operation that was begun."`
 }
 
+// ofVM is with what a route is refused that only has to find a VM: one that the
+// caller may not see is not found, the beginning of several ids is invalid.
+var ofVM = []api.Code{api.CodeInvalid, api.CodeNotFound}
+
 type vmInput struct {
-	VM string `path:"vm" doc:"Name, id, or the beginning of the id."`
+	VM string `path:"vm"`
 }
 
 type nameInput struct {
@@ -42,29 +46,6 @@ type idInput struct {
 	ID string `path:"id"`
 }
 
-// route registers a JSON route that is answered with status and f's result.
-func route[I, T any](s *server, routes huma.API, method, path string, status int, id, summary string, f func(ctx context.Context, caller uint32, in *I) (T, error)) {
-	op := huma.Operation{OperationID: id, Method: method, Path: prefix + path, DefaultStatus: status, Summary: summary, Errors: []int{http.StatusBadRequest}}
-	huma.Register(routes, op, func(ctx context.Context, in *I) (*answer[T], error) {
-		v, err := f(ctx, caller(ctx), in)
-		if err != nil {
-			return nil, s.coded(err)
-		}
-		return &answer[T]{v}, nil
-	})
-}
-
-// routeEmpty registers a JSON route whose answer has no body.
-func routeEmpty[I any](s *server, routes huma.API, method, path, id, summary string, f func(ctx context.Context, caller uint32, in *I) error) {
-	op := huma.Operation{OperationID: id, Method: method, Path: prefix + path, DefaultStatus: http.StatusNoContent, Summary: summary, Errors: []int{http.StatusBadRequest}}
-	huma.Register(routes, op, func(ctx context.Context, in *I) (*none, error) {
-		if err := f(ctx, caller(ctx), in); err != nil {
-			return nil, s.coded(err)
-		}
-		return nil, nil
-	})
-}
-
 func onlyRoot(caller uint32, what string) error {
 	if caller != 0 {
 		return api.Errorf(api.CodePermissionDenied, "%s: only root may do that", what).WithHint("use sudo")
@@ -73,9 +54,11 @@ func onlyRoot(caller uint32, what string) error {
 }
 
 func (s *server) systemRoutes(routes huma.API) {
-	route(s, routes, http.MethodGet, "/system", http.StatusOK, "system", "Describe the daemon.",
+	route(s, routes, spec{"GET /system", http.StatusOK, "system", "Describe the daemon.",
+		"", nil},
 		func(context.Context, uint32, *none) (api.System, error) { return s.System(), nil })
-	routeEmpty(s, routes, http.MethodPost, "/system/shutdown", "shutdown", "Stop the daemon; VMs run on. Root only.",
+	routeEmpty(s, routes, spec{"POST /system/shutdown", http.StatusNoContent, "shutdown", "Stop the daemon.",
+		"VMs run on; the next daemon finds them again. The answer comes before the daemon has ended. Root only.", nil},
 		func(_ context.Context, caller uint32, _ *none) error {
 			if err := onlyRoot(caller, "stop the daemon"); err != nil {
 				return err
@@ -86,18 +69,22 @@ func (s *server) systemRoutes(routes huma.API) {
 }
 
 func (s *server) vmRoutes(routes huma.API) {
-	route(s, routes, http.MethodGet, "/vms", http.StatusOK, "list-vms", "List the caller's VMs, all for root.",
+	route(s, routes, spec{"GET /vms", http.StatusOK, "list-vms", "List the caller's VMs, all for root.",
+		"Oldest first.", nil},
 		func(ctx context.Context, caller uint32, _ *none) ([]api.VM, error) { return s.VMs.List(ctx, caller) })
-	route(s, routes, http.MethodPost, "/vms", http.StatusAccepted, "create-vm", "Create a VM.",
+	route(s, routes, spec{"POST /vms", http.StatusAccepted, "create-vm", "Create a VM.",
+		"The VM is there, under its name, when the answer comes; the operation ends when it has been started, if that was asked for. What is absent takes the configured default.", []api.Code{api.CodeInvalid, api.CodeNotFound, api.CodeAlreadyExists, api.CodeConflict, api.CodeNoSpace}},
 		func(ctx context.Context, caller uint32, in *struct{ Body api.CreateVM }) (createdBody, error) {
 			vm, op, err := s.VMs.Create(ctx, caller, in.Body)
 			return createdBody{vm, op}, err
 		})
-	route(s, routes, http.MethodGet, "/vms/{vm}", http.StatusOK, "get-vm", "Get a VM.",
+	route(s, routes, spec{"GET /vms/{vm}", http.StatusOK, "get-vm", "Get a VM.",
+		"", ofVM},
 		func(ctx context.Context, caller uint32, in *vmInput) (api.VM, error) {
 			return s.VMs.Get(ctx, caller, in.VM)
 		})
-	route(s, routes, http.MethodDelete, "/vms/{vm}", http.StatusAccepted, "delete-vm", "Delete a VM and its disk.",
+	route(s, routes, spec{"DELETE /vms/{vm}", http.StatusAccepted, "delete-vm", "Delete a VM and its disk.",
+		"Its root disk and its work disk go with it. The operation is refused for a VM that is not stopped, unless force is given.", ofVM},
 		func(ctx context.Context, caller uint32, in *struct {
 			VM    string `path:"vm"`
 			Force bool   `query:"force" doc:"Also one that runs."`
@@ -105,12 +92,14 @@ func (s *server) vmRoutes(routes huma.API) {
 			op, err := s.VMs.Delete(ctx, caller, in.VM, in.Force)
 			return operationBody{op}, err
 		})
-	route(s, routes, http.MethodPost, "/vms/{vm}/start", http.StatusAccepted, "start-vm", "Boot a VM.",
+	route(s, routes, spec{"POST /vms/{vm}/start", http.StatusAccepted, "start-vm", "Boot a VM.",
+		"The operation ends when the agent in the guest answers.", ofVM},
 		func(ctx context.Context, caller uint32, in *vmInput) (operationBody, error) {
 			op, err := s.VMs.Start(ctx, caller, in.VM)
 			return operationBody{op}, err
 		})
-	route(s, routes, http.MethodPost, "/vms/{vm}/stop", http.StatusAccepted, "stop-vm", "Ask a VM to power off; kill it where it does not.",
+	route(s, routes, spec{"POST /vms/{vm}/stop", http.StatusAccepted, "stop-vm", "Ask a VM to power off; kill it where it does not.",
+		"The guest is asked to power off, and killed when the timeout is over.", ofVM},
 		func(ctx context.Context, caller uint32, in *struct {
 			VM   string `path:"vm"`
 			Body *api.StopVM
@@ -122,7 +111,8 @@ func (s *server) vmRoutes(routes huma.API) {
 			op, err := s.VMs.Stop(ctx, caller, in.VM, timeout)
 			return operationBody{op}, err
 		})
-	route(s, routes, http.MethodPost, "/vms/{vm}/kill", http.StatusAccepted, "kill-vm", "End a VM without asking it.",
+	route(s, routes, spec{"POST /vms/{vm}/kill", http.StatusAccepted, "kill-vm", "End a VM without asking it.",
+		"", ofVM},
 		func(ctx context.Context, caller uint32, in *vmInput) (operationBody, error) {
 			op, err := s.VMs.Kill(ctx, caller, in.VM)
 			return operationBody{op}, err
@@ -131,7 +121,8 @@ func (s *server) vmRoutes(routes huma.API) {
 
 // changeRoutes are those that make a VM something else.
 func (s *server) changeRoutes(routes huma.API) {
-	route(s, routes, http.MethodPatch, "/vms/{vm}", http.StatusAccepted, "set-vm", "Change what a VM is.",
+	route(s, routes, spec{"PATCH /vms/{vm}", http.StatusAccepted, "set-vm", "Change a VM.",
+		"What is absent stays as it is. Name, nat and disk sizes change at once; cpus and memory at the next start, until then they are listed as pending.", ofVM},
 		func(ctx context.Context, caller uint32, in *struct {
 			VM   string `path:"vm"`
 			Body api.SetVM
@@ -139,7 +130,8 @@ func (s *server) changeRoutes(routes huma.API) {
 			op, err := s.VMs.Set(ctx, caller, in.VM, in.Body)
 			return operationBody{op}, err
 		})
-	route(s, routes, http.MethodPost, "/vms/{vm}/restart", http.StatusAccepted, "restart-vm", "Stop a VM, if it runs, and start it.",
+	route(s, routes, spec{"POST /vms/{vm}/restart", http.StatusAccepted, "restart-vm", "Stop a VM, if it runs, and start it.",
+		"", ofVM},
 		func(ctx context.Context, caller uint32, in *struct {
 			VM   string `path:"vm"`
 			Body *api.StopVM
@@ -151,12 +143,14 @@ func (s *server) changeRoutes(routes huma.API) {
 			op, err := s.VMs.Restart(ctx, caller, in.VM, timeout)
 			return operationBody{op}, err
 		})
-	route(s, routes, http.MethodPost, "/vms/{vm}/reset", http.StatusAccepted, "reset-vm", "Give a VM a fresh root; its work disk stays.",
+	route(s, routes, spec{"POST /vms/{vm}/reset", http.StatusAccepted, "reset-vm", "Give a VM a fresh root; its work disk stays.",
+		"One that runs is stopped for it and started again.", ofVM},
 		func(ctx context.Context, caller uint32, in *vmInput) (operationBody, error) {
 			op, err := s.VMs.Reset(ctx, caller, in.VM)
 			return operationBody{op}, err
 		})
-	route(s, routes, http.MethodPost, "/vms/{vm}/promote", http.StatusAccepted, "promote-vm", "Make an image of the root of a stopped VM.",
+	route(s, routes, spec{"POST /vms/{vm}/promote", http.StatusAccepted, "promote-vm", "Make an image of the root of a stopped VM.",
+		"The image is the caller's. The root is read by a helper VM, never mounted on the host.", ofVM},
 		func(ctx context.Context, caller uint32, in *struct {
 			VM   string `path:"vm"`
 			Body api.PromoteVM
@@ -167,8 +161,8 @@ func (s *server) changeRoutes(routes huma.API) {
 }
 
 func (s *server) sshRoutes(routes huma.API) {
-	route(s, routes, http.MethodPut, "/vms/{vm}/ssh", http.StatusOK, "authorize-ssh",
-		"Let the caller into their VMs by ssh with a public key, root into all, and learn the VM's host key.",
+	route(s, routes, spec{"PUT /vms/{vm}/ssh", http.StatusOK, "authorize-ssh", "Let a public key into VMs, and learn a VM's host key.",
+		"The key lets its owner into the caller's VMs by ssh; root's into all.", ofVM},
 		func(ctx context.Context, caller uint32, in *struct {
 			VM   string `path:"vm" doc:"Name, id, or the beginning of the id."`
 			Body api.SSHKey
@@ -197,15 +191,18 @@ func (s *server) visible(caller uint32, id string) (api.Operation, error) {
 }
 
 func (s *server) operationRoutes(routes huma.API) {
-	route(s, routes, http.MethodGet, "/operations", http.StatusOK, "list-operations", "List the caller's operations, all for root.",
+	route(s, routes, spec{"GET /operations", http.StatusOK, "list-operations", "List the caller's operations, all for root.",
+		"Oldest first. An operation is kept for some minutes after its end.", nil},
 		func(_ context.Context, caller uint32, _ *none) ([]api.Operation, error) {
 			return slices.DeleteFunc(s.Operations.List(), func(op api.Operation) bool { return caller != 0 && caller != op.Owner }), nil
 		})
-	route(s, routes, http.MethodGet, "/operations/{id}", http.StatusOK, "get-operation", "Get an operation.",
+	route(s, routes, spec{"GET /operations/{id}", http.StatusOK, "get-operation", "Get an operation.",
+		"", []api.Code{api.CodeNotFound}},
 		func(_ context.Context, caller uint32, in *idInput) (api.Operation, error) {
 			return s.visible(caller, in.ID)
 		})
-	routeEmpty(s, routes, http.MethodDelete, "/operations/{id}", "cancel-operation", "Ask an operation to end.",
+	routeEmpty(s, routes, spec{"DELETE /operations/{id}", http.StatusNoContent, "cancel-operation", "Ask an operation to end.",
+		"The answer comes at once; the operation's status says when and how it ended. One that has ended stays as it is.", []api.Code{api.CodeNotFound}},
 		func(_ context.Context, caller uint32, in *idInput) error {
 			if _, err := s.visible(caller, in.ID); err != nil {
 				return err
@@ -216,39 +213,46 @@ func (s *server) operationRoutes(routes huma.API) {
 }
 
 func (s *server) imageRoutes(routes huma.API) {
-	route(s, routes, http.MethodGet, "/images", http.StatusOK, "list-images", "List the images that the caller may use.",
+	route(s, routes, spec{"GET /images", http.StatusOK, "list-images", "List the images that the caller may use.",
+		"Their own and root's; root all.", nil},
 		func(ctx context.Context, caller uint32, _ *none) ([]api.Image, error) {
 			return each(imageOut)(s.Images.List(ctx, caller))
 		})
-	route(s, routes, http.MethodGet, "/images/{name}", http.StatusOK, "get-image", "Get an image.",
+	route(s, routes, spec{"GET /images/{name}", http.StatusOK, "get-image", "Get an image.",
+		"The caller's own image of that name, else root's.", []api.Code{api.CodeNotFound}},
 		func(ctx context.Context, caller uint32, in *nameInput) (api.Image, error) {
 			i, err := s.Images.Get(ctx, caller, in.Name)
 			return imageOut(i), err
 		})
-	routeEmpty(s, routes, http.MethodDelete, "/images/{name}", "remove-image", "Remove an image that no VM uses.",
+	routeEmpty(s, routes, spec{"DELETE /images/{name}", http.StatusNoContent, "remove-image", "Remove an image that no VM uses.",
+		"Layers that no other image has are removed with it.", []api.Code{api.CodeNotFound, api.CodeConflict}},
 		func(ctx context.Context, caller uint32, in *nameInput) error {
 			return s.Images.Remove(ctx, caller, in.Name)
 		})
 }
 
 func (s *server) kernelRoutes(routes huma.API) {
-	route(s, routes, http.MethodGet, "/kernels", http.StatusOK, "list-kernels", "List the kernels.",
+	route(s, routes, spec{"GET /kernels", http.StatusOK, "list-kernels", "List the kernels.",
+		"", nil},
 		func(ctx context.Context, _ uint32, _ *none) ([]api.Kernel, error) {
 			return each(kernelOut)(s.Kernels.List(ctx))
 		})
-	route(s, routes, http.MethodGet, "/kernels/{name}", http.StatusOK, "get-kernel", "Get a kernel.",
+	route(s, routes, spec{"GET /kernels/{name}", http.StatusOK, "get-kernel", "Get a kernel.",
+		"", []api.Code{api.CodeNotFound}},
 		func(ctx context.Context, _ uint32, in *nameInput) (api.Kernel, error) {
 			k, err := s.Kernels.Get(ctx, in.Name)
 			return kernelOut(k), err
 		})
-	routeEmpty(s, routes, http.MethodDelete, "/kernels/{name}", "remove-kernel", "Remove a kernel that no VM uses. Root only.",
+	routeEmpty(s, routes, spec{"DELETE /kernels/{name}", http.StatusNoContent, "remove-kernel", "Remove a kernel that no VM uses.",
+		"Root only.", []api.Code{api.CodeInvalid, api.CodeNotFound, api.CodeConflict}},
 		func(ctx context.Context, caller uint32, in *nameInput) error {
 			if err := onlyRoot(caller, "remove kernel "+in.Name); err != nil {
 				return err
 			}
 			return s.Kernels.Remove(ctx, in.Name)
 		})
-	route(s, routes, http.MethodPost, "/kernels/pull", http.StatusAccepted, "pull-kernel", "Fetch a kernel through the host's package manager.",
+	route(s, routes, spec{"POST /kernels/pull", http.StatusAccepted, "pull-kernel", "Fetch a kernel through the host's package manager.",
+		"The daemon asks the host's package manager for its newest kernel of the kind that runs in virtual machines.", nil},
 		func(_ context.Context, caller uint32, _ *none) (operationBody, error) {
 			op := s.Operations.Make(caller, "kernel.pull", "kernel", func(ctx context.Context, report api.Reporter) (string, error) {
 				k, err := s.Kernels.Pull(ctx, report)

@@ -10,12 +10,11 @@ package server
 
 import (
 	"context"
-	"encoding/json"
 	"io"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
-	"sync"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -83,13 +82,17 @@ type server struct{ Config }
 // that has ConnContext as its http.Server.ConnContext: requests that come
 // without the credentials of their peer are refused.
 func New(c Config) http.Handler {
-	useOurErrors()
 	s := &server{c}
 	mux := http.NewServeMux()
-	doc := huma.DefaultConfig("banger", api.Version)
-	// No links into schemas in the answers, no pages for browsers.
-	doc.CreateHooks, doc.DocsPath, doc.SchemasPath, doc.OpenAPIPath = nil, "", "", ""
-	routes := humago.New(mux, doc)
+	s.register(mux)
+	mux.HandleFunc("/", s.noRoute(mux))
+	return s.guard(mux)
+}
+
+// register registers all routes and returns the document of them.
+func (s *server) register(mux humago.Mux) *huma.OpenAPI {
+	adaptHuma()
+	routes := humago.New(mux, newDocument())
 	s.systemRoutes(routes)
 	s.vmRoutes(routes)
 	s.sshRoutes(routes)
@@ -98,24 +101,27 @@ func New(c Config) http.Handler {
 	s.imageRoutes(routes)
 	s.kernelRoutes(routes)
 	s.streamRoutes(mux, routes.OpenAPI())
+	return routes.OpenAPI()
+}
 
-	// The document is complete here. huma's own route renders it at the first
-	// request, without a lock.
-	document := sync.OnceValues(func() ([]byte, error) { return json.Marshal(routes.OpenAPI()) })
-	mux.HandleFunc("GET "+prefix+"/openapi.json", func(w http.ResponseWriter, _ *http.Request) {
-		b, err := document()
-		if err != nil {
-			s.fail(w, err)
-			return
+// noRoute answers where no route does.
+func (s *server) noRoute(mux *http.ServeMux) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		err := api.Errorf(api.CodeNotFound, "%s %s: no such route", r.Method, r.URL.Path)
+		var takes []string
+		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
+			if _, pattern := mux.Handler(&http.Request{Method: method, URL: r.URL, Host: r.Host}); pattern != "/" {
+				takes = append(takes, method)
+			}
 		}
-		w.Header().Set("Content-Type", "application/openapi+json")
-		_, _ = w.Write(b)
-	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		s.fail(w, api.Errorf(api.CodeNotFound, "%s %s: no such route", r.Method, r.URL.Path).
-			WithHint("client and daemon may be of different versions"))
-	})
-	return s.guard(mux)
+		if len(takes) > 0 {
+			w.Header().Set("Allow", strings.Join(takes, ", "))
+			err = err.WithHint("it takes %s", strings.Join(takes, ", "))
+		} else {
+			err = err.WithHint("client and daemon may be of different versions")
+		}
+		s.fail(w, err)
+	}
 }
 
 const prefix = "/" + api.Version

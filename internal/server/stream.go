@@ -4,16 +4,18 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
 	"banger/api"
 )
@@ -21,45 +23,78 @@ import (
 const (
 	// keepAlive is how often a silent stream says that it is there.
 	keepAlive = 15 * time.Second
+	upload    = "application/octet-stream"
 	// writeTimeout is how long a reader of events may keep us from writing one.
 	writeTimeout = 30 * time.Second
 )
 
+// stream is a route that is not JSON on both sides.
+type stream struct {
+	spec
+	answers string // media type of the answer; empty for a protocol that is switched to
+	example any    // of an answer in JSON, for its schema
+	takes   string // media type of the request's body; empty where there is none
+	handle  http.HandlerFunc
+}
+
 // streamRoutes registers the routes that are not JSON and describes them.
-func (s *server) streamRoutes(mux *http.ServeMux, doc *huma.OpenAPI) {
-	for _, r := range []struct {
-		method, path, id, summary string
-		status                    int
-		contentType               string // of the answer
-		handle                    http.HandlerFunc
-	}{
-		{"GET", "/operations/{id}/events", "follow-operation",
-			`Server-sent events: "progress" with a Progress, at the end "done" with the Operation.`, 200, "text/event-stream", s.events},
-		{"GET", "/vms/{vm}/logs", "vm-logs", "What the console printed.", 200, "text/plain", s.logs},
-		{"GET", "/vms/{vm}/lease", "lease-vm", "Hold a lease on the VM as long as the answer is being read.", 200, "text/event-stream", s.lease},
-		{"GET", "/vms/{vm}/exec", "exec", "WebSocket: run a command in the VM.", 101, "", s.exec},
-		{"GET", "/vms/{vm}/ssh", "ssh", "A raw stream to the VM's ssh server: ask for it with Upgrade: " + api.UpgradeStream + ".", 101, "", s.ssh},
-		{"PUT", "/images/{name}", "import-image", "Make an image from the body, a tar archive: plain, gzip, zstd or xz.", 201, "application/json", s.importImage},
-		{"PUT", "/kernels/{name}", "import-kernel", "Make a kernel from the body, a .deb package. Root only.", 201, "application/json", s.importKernel},
+func (s *server) streamRoutes(mux humago.Mux, doc *huma.OpenAPI) {
+	const events, text, json = "text/event-stream", "text/plain", "application/json"
+	for _, r := range []stream{
+		{spec{"GET /operations/{id}/events", 200, "follow-operation", "Follow an operation to its end.",
+			"Server-sent events (WHATWG HTML, 9.2). Each event \"progress\" has a Progress in JSON as its data; the last event, \"done\", has the Operation. " +
+				"A comment comes every 15 seconds in between. A stream that ends without \"done\" was broken: ask again.",
+			[]api.Code{api.CodeNotFound}}, events, nil, "", s.events},
+		{spec{"GET /vms/{vm}/logs", 200, "vm-logs", "Read what the VM's console printed.",
+			"The bytes are the guest's, as it printed them. At most some MiB of them are kept, the newest.",
+			slices.Concat(ofVM, []api.Code{api.CodeConflict})}, text, nil, "", s.logs},
+		{spec{"GET /vms/{vm}/lease", 200, "lease-vm", "Hold a lease on a VM.",
+			"The lease begins with the answer and ends when the caller closes the connection. The answer never ends by itself: it is a stream of " +
+				"server-sent events that consists of comments, one every 15 seconds. An ephemeral VM is deleted a few seconds after its last lease has ended.",
+			ofVM}, events, nil, "", s.lease},
+		{spec{"GET /vms/{vm}/exec", 101, "exec", "Run a command in a VM.",
+			"A WebSocket (RFC 6455) of binary messages, each a frame: one byte with its type, eight with its number (big endian), then its data. " +
+				"The caller's first frame, type 1, says in JSON what to run; output and, as the last, the exit status come in numbered frames that the caller " +
+				"acknowledges. One whose connection broke attaches to the session again and loses nothing. The Go package banger/api names the frames, " +
+				"banger/client has the caller's end.",
+			slices.Concat(ofVM, []api.Code{api.CodeConflict, api.CodeGuest})}, "", nil, "", s.exec},
+		{spec{"GET /vms/{vm}/ssh", 101, "ssh", "Connect to a VM's ssh server.",
+			"The answer switches to the protocol " + api.UpgradeStream + ", which the request has to name in its header Upgrade: from there on the connection " +
+				"carries the bytes of ssh, both ways.",
+			slices.Concat(ofVM, []api.Code{api.CodeConflict, api.CodeGuest})}, "", nil, "", s.ssh},
+		{spec{"PUT /images/{name}", 201, "import-image", "Make an image of a tar archive.",
+			"The body is a tar archive of a root file system, plain or compressed with gzip, zstd or xz; it may be sent in chunks. The image belongs to the caller.",
+			[]api.Code{api.CodeInvalid, api.CodeAlreadyExists, api.CodeNoSpace}}, json, api.Image{}, upload, s.importImage},
+		{spec{"PUT /kernels/{name}", 201, "import-kernel", "Make a kernel of a Debian package.",
+			"The body is a linux-image .deb. Root only.",
+			[]api.Code{api.CodeInvalid, api.CodeAlreadyExists, api.CodeUnavailable, api.CodeNoSpace, api.CodeUnsupported}}, json, api.Kernel{}, upload, s.importKernel},
+		{spec{"GET /openapi.json", 200, "openapi", "Get this document.", "", nil}, documentType, map[string]any{}, "", s.serveDocument(doc)},
 	} {
-		mux.HandleFunc(r.method+" "+prefix+r.path, r.handle)
-		doc.AddOperation(describe(r.method, prefix+r.path, r.id, r.summary, r.status, r.contentType))
+		mux.HandleFunc(r.pattern(), r.handle)
+		doc.AddOperation(r.operation(doc))
 	}
 }
 
-func describe(method, path, id, summary string, status int, contentType string) *huma.Operation {
-	resp := &huma.Response{Description: http.StatusText(status)}
-	if contentType != "" {
-		resp.Content = map[string]*huma.MediaType{contentType: {}}
+// operation describes r as huma describes the JSON routes.
+func (r stream) operation(doc *huma.OpenAPI) *huma.Operation {
+	op := r.spec.operation(doc)
+	success := &huma.Response{Description: http.StatusText(r.status)}
+	op.Responses[strconv.Itoa(r.status)] = success
+	if r.answers != "" {
+		media := &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
+		if r.example != nil {
+			media.Schema = schemaOf(doc, r.example)
+		}
+		success.Content = map[string]*huma.MediaType{r.answers: media}
 	}
-	op := &huma.Operation{Method: method, Path: path, OperationID: id, Summary: summary,
-		Responses: map[string]*huma.Response{fmt.Sprint(status): resp}}
-	if _, rest, ok := strings.Cut(path, "{"); ok {
-		name, _, _ := strings.Cut(rest, "}")
-		op.Parameters = []*huma.Param{{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}}}
+	for name := range pathParams {
+		if strings.Contains(op.Path, "{"+name+"}") {
+			op.Parameters = append(op.Parameters, &huma.Param{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
+		}
 	}
-	if method == http.MethodPut {
-		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/octet-stream": {}}}
+	if r.takes != "" {
+		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{
+			r.takes: {Schema: &huma.Schema{Type: huma.TypeString, Format: "binary"}}}}
 	}
 	return op
 }
@@ -170,15 +205,18 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 }
 
 // exec connects the caller with the agent's own WebSocket, ssh with its ssh server.
-func (s *server) exec(w http.ResponseWriter, r *http.Request) { s.proxy(w, r, "exec in", "/exec") }
-func (s *server) ssh(w http.ResponseWriter, r *http.Request)  { s.proxy(w, r, "ssh to", "/ssh") }
+func (s *server) exec(w http.ResponseWriter, r *http.Request) { s.proxy(w, r, "exec in", "/exec", "websocket") }
+func (s *server) ssh(w http.ResponseWriter, r *http.Request)  { s.proxy(w, r, "ssh to", "/ssh", api.UpgradeStream) }
 
-// proxy connects the caller with a route of the agent that switches protocols.
-func (s *server) proxy(w http.ResponseWriter, r *http.Request, what, path string) {
+// proxy connects the caller with a route of the agent that switches to a protocol.
+func (s *server) proxy(w http.ResponseWriter, r *http.Request, what, path, protocol string) {
 	ctx, cancel := streaming(r)
 	defer cancel()
 	ref := r.PathValue("vm")
 	agent, err := s.VMs.Agent(ctx, caller(ctx), ref)
+	if err == nil && !strings.EqualFold(r.Header.Get("Upgrade"), protocol) {
+		err = api.Errorf(api.CodeInvalid, "%s VM %s: the request does not ask for the protocol %s", what, ref, protocol)
+	}
 	if err != nil {
 		s.fail(w, err)
 		return
@@ -188,8 +226,11 @@ func (s *server) proxy(w http.ResponseWriter, r *http.Request, what, path string
 			p.Out.URL, p.Out.Host = &url.URL{Scheme: "http", Host: "agent", Path: path}, "agent"
 		},
 		ModifyResponse: func(resp *http.Response) error {
-			if resp.StatusCode == http.StatusSwitchingProtocols || path == "/exec" {
+			switch {
+			case resp.StatusCode == http.StatusSwitchingProtocols:
 				return nil
+			case resp.StatusCode == http.StatusBadRequest || resp.StatusCode == http.StatusUpgradeRequired:
+				return api.Errorf(api.CodeInvalid, "%s VM %s: the request to switch to the protocol %s is not in order", what, ref, protocol)
 			}
 			return api.Errorf(api.CodeGuest, "%s VM %s: the agent answers %d", what, ref, resp.StatusCode).
 				WithHint("an agent of an older version is replaced by a restart: banger vm stop %s, banger vm start %s", ref, ref)

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/coder/websocket"
@@ -227,8 +228,14 @@ func (deaf) RoundTrip(*http.Request) (*http.Response, error) { return nil, error
 func TestExecWithoutAnAnswer(t *testing.T) {
 	d := started(t, 1000)
 	d.vms.agent = deaf{}
-	resp, text := d.do(t, "GET", "/v1/vms/one/exec", "", nil)
-	if resp.StatusCode != api.CodeGuest.HTTPStatus() {
-		t.Errorf("%s: %s", resp.Status, text)
+	for path, protocol := range map[string]string{"/v1/vms/one/exec": "websocket", "/v1/vms/one/ssh": api.UpgradeStream} {
+		resp, text := d.do(t, "GET", path, "", http.Header{"Connection": {"upgrade"}, "Upgrade": {protocol}})
+		if resp.StatusCode != api.CodeGuest.HTTPStatus() {
+			t.Errorf("%s: %s: %s", path, resp.Status, text)
+		}
+		resp, text = d.do(t, "GET", path, "", nil)
+		if resp.StatusCode != api.CodeInvalid.HTTPStatus() || !strings.Contains(text, protocol) {
+			t.Errorf("%s without Upgrade: %s: %s", path, resp.Status, text)
+		}
 	}
 }
