@@ -124,7 +124,7 @@ func kernelFiles() map[string]string {
 	}
 }
 
-func plainTar(t *testing.T, files map[string]string) []byte {
+func plainTar(t testing.TB, files map[string]string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

@@ -55,12 +55,13 @@ type Config struct {
 type Manager struct {
 	Config
 	agentHash string
+	pulling   chan struct{} // holds one while a pull is under way
 }
 
 // New returns a Manager.
 func New(c Config) *Manager {
 	sum := sha256.Sum256(c.Agent)
-	return &Manager{Config: c, agentHash: hex.EncodeToString(sum[:6])}
+	return &Manager{Config: c, agentHash: hex.EncodeToString(sum[:6]), pulling: make(chan struct{}, 1)}
 }
 
 // Boot is the files from which a VM boots, by absolute path.
@@ -78,11 +79,20 @@ const (
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$`)
 
-// Import makes a bundle of a Debian package that is read from r.
+// Import makes a bundle of a Debian package that is read from r. It ends with ctx, also
+// where r blocks. Errors: invalid, unsupported, already_exists, no_space.
 func (m *Manager) Import(ctx context.Context, name string, r io.Reader, report api.Reporter) (Kernel, error) {
 	if !validName.MatchString(name) {
 		return Kernel{}, api.Errorf(api.CodeInvalid, "import kernel %q: not a valid name", name).
 			WithHint("use up to 100 of A-Z, a-z, 0-9, and ._+-")
+	}
+	kernels, err := m.Store.Kernels(ctx)
+	if err != nil {
+		return Kernel{}, err
+	}
+	if slices.ContainsFunc(kernels, func(k Kernel) bool { return k.Name == name }) { // before all is read
+		return Kernel{}, api.Errorf(api.CodeAlreadyExists, "import kernel %q: a kernel of that name exists", name).
+			WithHint("banger kernel rm %s, or choose another name", name)
 	}
 	return m.build(ctx, name, "file", report, func(context.Context, string) ([]io.ReadCloser, error) {
 		return []io.ReadCloser{io.NopCloser(r)}, nil

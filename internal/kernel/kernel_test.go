@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"banger/api"
@@ -71,9 +72,26 @@ func TestPull(t *testing.T) {
 	}
 	m, db, dir := newManager(t)
 	ctx := t.Context()
-	k, err := m.Pull(ctx, func(api.Progress) {})
-	if err != nil {
-		t.Fatal(err)
+	var wg sync.WaitGroup
+	var downloads atomic.Int32
+	pulled := make([]Kernel, 3)
+	for i := range pulled {
+		wg.Go(func() {
+			var err error
+			pulled[i], err = m.Pull(ctx, func(p api.Progress) {
+				if strings.HasPrefix(p.Step, "download") {
+					downloads.Add(1)
+				}
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	k := pulled[0]
+	if t.Failed() || downloads.Load() != 1 || pulled[1].Dir != k.Dir || pulled[2].Dir != k.Dir {
+		t.Fatalf("%d downloads gave %+v", downloads.Load(), pulled)
 	}
 	if again, err := m.Pull(ctx, func(api.Progress) {}); err != nil || again.Dir != k.Dir {
 		t.Errorf("a second pull gave %+v, %v", again, err)
@@ -82,6 +100,7 @@ func TestPull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	modprobes(t, boot.Modules, k.Release, map[string]string{"overlay": "/overlay.ko", "virtio:d00000001v00001AF4": "/virtio_net.ko", "virtio_net": "/net_failover.ko"})
 	if _, err := elf.Open(boot.Vmlinux); err != nil {
 		t.Error("vmlinux:", err)
 	}
