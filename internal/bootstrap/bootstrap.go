@@ -4,7 +4,6 @@
 package bootstrap
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -13,6 +12,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 
 	"banger/api"
 )
@@ -36,8 +36,9 @@ func hostRelease() (map[string]string, error) {
 }
 
 // Run writes the archive of the distribution called name to stdout, and what
-// mmdebstrap says to logs. Only the host's own distribution can be made: another
-// is unsupported; a missing mmdebstrap is unavailable.
+// mmdebstrap says to logs. Only the host's own distribution can be made: another is
+// unsupported. A missing mmdebstrap, and sources that cannot be reached, are
+// unavailable; a full disk is no_space.
 func Run(ctx context.Context, name string, stdout, logs io.Writer) error {
 	if !slices.Contains(Names(), name) {
 		return api.Errorf(api.CodeUnsupported, "bootstrap %q: not a known distribution", name).WithHint("known are %s", strings.Join(Names(), " and "))
@@ -50,20 +51,16 @@ func Run(ctx context.Context, name string, stdout, logs io.Writer) error {
 		return api.Errorf(api.CodeUnsupported, "bootstrap %s: this host runs %q, and only its own distribution can be made", name, host["ID"]).
 			WithHint("import a tar archive instead")
 	}
-	return bootstrap(ctx, host["VERSION_CODENAME"], stdout, logs)
+	return bootstrap(ctx, host, stdout, logs)
 }
 
-// Debian is Run for Debian.
-func Debian(ctx context.Context, stdout, logs io.Writer) error {
-	return Run(ctx, "debian", stdout, logs)
-}
-
-func bootstrap(ctx context.Context, codename string, stdout, logs io.Writer) error {
+func bootstrap(ctx context.Context, host map[string]string, stdout, logs io.Writer) error {
+	codename := host["VERSION_CODENAME"]
 	tool, err := exec.LookPath("mmdebstrap")
 	if err != nil {
 		return api.Errorf(api.CodeUnavailable, "bootstrap %s: mmdebstrap is not installed", codename).WithHint("apt-get install mmdebstrap")
 	}
-	stanzas, err := hostSources("/etc/apt", codename)
+	suite, stanzas, err := hostSources("/etc/apt", host)
 	if err != nil {
 		return fmt.Errorf("bootstrap %s: %w", codename, err)
 	}
@@ -73,27 +70,68 @@ func bootstrap(ctx context.Context, codename string, stdout, logs io.Writer) err
 	}
 	file, err := os.CreateTemp("", "banger-*.sources")
 	if err != nil {
-		return fmt.Errorf("bootstrap %s: %w", codename, err)
+		return failure(ctx, codename, nil, err)
 	}
 	defer os.Remove(file.Name())
 	_, err = file.WriteString(strings.Join(stanzas, "\n"))
 	if err := errors.Join(err, file.Chmod(0o644), file.Close()); err != nil {
-		return fmt.Errorf("bootstrap %s: %w", codename, err)
+		return failure(ctx, codename, nil, err)
 	}
 	mode := "unshare"
 	if os.Geteuid() == 0 {
 		mode = "root"
 	}
 	cmd := exec.CommandContext(ctx, tool, "--mode="+mode, "--variant=minbase", "--format=tar",
-		"--include=ca-certificates,iproute2,procps,less", codename, "-", file.Name())
-	var tail bytes.Buffer
+		"--include=ca-certificates,iproute2,procps,less", suite, "-", file.Name())
+	var tail tailWriter
 	cmd.Stdout, cmd.Stderr = stdout, io.MultiWriter(logs, &tail)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its directory
+	cmd.Env = append(os.Environ(), "LC_ALL=C")                            // for failure to read
 	if err := cmd.Run(); err != nil {
-		lines := strings.Split(strings.TrimSpace(tail.String()), "\n")
-		return api.Errorf(api.CodeUnavailable, "bootstrap %s: mmdebstrap: %w: %s", codename, err, lines[len(lines)-1])
+		return failure(ctx, codename, tail.lines(), fmt.Errorf("mmdebstrap: %w", err))
 	}
 	return nil
+}
+
+// failure gives an error its code. What mmdebstrap ran into is in what it said alone.
+func failure(ctx context.Context, codename string, said []string, err error) error {
+	reason := ""
+	for _, line := range said {
+		full := strings.Contains(line, syscall.ENOSPC.Error()) || strings.Contains(line, "No space left on device") ||
+			strings.Contains(line, "enough free space")
+		if full {
+			err = syscall.ENOSPC
+		}
+		// The first error is the cause; the later ones tell what came of it.
+		if problem, ok := strings.CutPrefix(line, "E: "); ok && reason == "" || full {
+			reason = ": " + problem
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("bootstrap %s: %w", codename, context.Cause(ctx))
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
+		return api.Errorf(api.CodeNoSpace, "bootstrap %s: %w%s", codename, err, reason).
+			WithHint("free some space in %s, or set TMPDIR to a directory that has 1 GiB", os.TempDir())
+	}
+	return api.Errorf(api.CodeUnavailable, "bootstrap %s: %w%s", codename, err, reason).
+		WithHint("see whether apt-get update succeeds on this host")
+}
+
+// tailWriter keeps the last bytes that were written to it.
+type tailWriter struct{ b []byte }
+
+const tailSize = 64 << 10
+
+func (t *tailWriter) Write(p []byte) (int, error) {
+	t.b = append(t.b, p...)
+	t.b = t.b[max(0, len(t.b)-tailSize):]
+	return len(p), nil
+}
+
+// lines are the last lines, without their ends.
+func (t *tailWriter) lines() []string {
+	return strings.FieldsFunc(string(t.b), func(r rune) bool { return r == '\n' || r == '\r' })
 }
 
 func parseRelease(text string) map[string]string {
