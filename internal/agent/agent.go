@@ -8,9 +8,10 @@
 // (session.go, command.go), an ssh server (ssh.go and its siblings) and streams to
 // the guest's ports (stream.go). As an sftp server it serves one ssh session, with
 // that session's user as its own (sftp.go).
+// And it is the modprobe that the kernel calls in images without one (modprobe.go).
 //
 // The upper disk, of which the overlay of the root is made, stays mounted at
-// /run/banger/upper, where the guest's root can see it: it is the guest's own disk,
+// /run/initramfs/banger/upper, where the guest's root can see it: it is the guest's own disk,
 // and it has to be reachable to be grown, and to be left clean at a power-off.
 // Nothing there is for anybody to use.
 //
@@ -60,6 +61,10 @@ func Main() {
 		err = supervise()
 	case os.Args[0] == roleSFTP:
 		if err = serveSFTP(); err == nil {
+			return
+		}
+	case filepath.Base(os.Args[0]) == roleModprobe:
+		if err = modprobe(os.Args[1:]); err == nil {
 			return
 		}
 	default:

@@ -56,7 +56,7 @@ func bootRoot() (wire.Boot, error) {
 	if err := linux.MoveRoot(newRoot); err != nil {
 		return wire.Boot{}, err
 	}
-	return boot, linux.LoopbackUp()
+	return boot, errors.Join(linux.ShareMounts(), linux.LoopbackUp())
 }
 
 func loadModules() error {
@@ -150,6 +150,9 @@ func prepare(boot wire.Boot) error {
 		return err
 	}
 	if err := mountWork(boot.Work); err != nil {
+		return err
+	}
+	if err := bindStorage(); err != nil {
 		return err
 	}
 	if boot.Modules == "" {

@@ -38,6 +38,9 @@ func initProcess() error {
 	if boot.Init {
 		return handOver(boot)
 	}
+	if err := serveModules(os.Getpid()); err != nil {
+		return err
+	}
 	for range maxRestarts {
 		started := time.Now()
 		child, err := spawn(roleServe, boot.Sync)
@@ -63,7 +66,11 @@ func handOver(boot wire.Boot) error {
 	if err := unmanage(); err != nil {
 		return err
 	}
-	if _, err := spawn(roleSupervise, boot.Sync); err != nil {
+	supervisor, err := spawn(roleSupervise, boot.Sync)
+	if err != nil {
+		return err
+	}
+	if err := serveModules(supervisor.Pid); err != nil {
 		return err
 	}
 	err = syscall.Exec(path, []string{path}, []string{"HOME=/", "TERM=linux", "PATH=" + defaultPath})

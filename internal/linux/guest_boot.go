@@ -62,8 +62,23 @@ func LoadModule(path string) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
+	return LoadModuleFile(f)
+}
+
+// LoadModuleFile is LoadModule for an open file, which may be a MemFile.
+func LoadModuleFile(f *os.File) error {
 	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && err != unix.EEXIST {
-		return &os.PathError{Op: "load module", Path: path, Err: err}
+		return &os.PathError{Op: "load module", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// ShareMounts makes all mounts propagate to the mount namespaces that are made from
+// this one and back, as systemd has it and container engines expect.
+// See mount_namespaces(7).
+func ShareMounts() error {
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
+		return &os.PathError{Op: "share mounts below", Path: "/", Err: err}
 	}
 	return nil
 }
