@@ -7,12 +7,12 @@
 // port: health, configuration, power-off (server.go, poweroff.go), exec sessions
 // (session.go, command.go), an ssh server (ssh.go and its siblings) and streams to
 // the guest's ports (stream.go). As an sftp server it serves one ssh session, with
-// that session's user as its own (sftp.go).
-// And it is the modprobe that the kernel calls in images without one (modprobe.go).
+// that session's user as its own (sftp.go). And it is the modprobe that the kernel
+// calls in images without one (modprobe.go).
 //
 // The upper disk, of which the overlay of the root is made, stays mounted at
-// /run/initramfs/banger/upper, where the guest's root can see it: it is the guest's own disk,
-// and it has to be reachable to be grown, and to be left clean at a power-off.
+// /run/initramfs/banger/upper, where the guest's root can see it: it is the guest's
+// own disk, and it has to be reachable to be grown, and to be left clean at a power-off.
 // Nothing there is for anybody to use.
 //
 // Process 1 and the agent proper are two processes because a wait for any child,
