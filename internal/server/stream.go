@@ -205,8 +205,12 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 }
 
 // exec connects the caller with the agent's own WebSocket, ssh with its ssh server.
-func (s *server) exec(w http.ResponseWriter, r *http.Request) { s.proxy(w, r, "exec in", "/exec", "websocket") }
-func (s *server) ssh(w http.ResponseWriter, r *http.Request)  { s.proxy(w, r, "ssh to", "/ssh", api.UpgradeStream) }
+func (s *server) exec(w http.ResponseWriter, r *http.Request) {
+	s.proxy(w, r, "exec in", "/exec", "websocket")
+}
+func (s *server) ssh(w http.ResponseWriter, r *http.Request) {
+	s.proxy(w, r, "ssh to", "/ssh", api.UpgradeStream)
+}
 
 // proxy connects the caller with a route of the agent that switches to a protocol.
 func (s *server) proxy(w http.ResponseWriter, r *http.Request, what, path, protocol string) {
