@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 
@@ -30,6 +31,9 @@ type DB struct{ sql *sql.DB }
 // Open opens the database at path, makes it where there is none, and migrates it
 // to the newest schema. A database of a newer banger is refused.
 func Open(ctx context.Context, path string) (*DB, error) {
+	if err := keepPrivate(path); err != nil {
+		return nil, fmt.Errorf("open database %s: %w", path, err)
+	}
 	// One connection: SQLite has one writer anyway, and a transaction that waits
 	// in Go never meets SQLITE_BUSY.
 	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+
@@ -45,6 +49,16 @@ func Open(ctx context.Context, path string) (*DB, error) {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, mapError(err)), db.Close())
 	}
 	return &DB{db}, nil
+}
+
+// keepPrivate makes the file, or its mode, such that only its owner may read it: the
+// keys of VMs are in it. SQLite gives its journals the mode of the database.
+func keepPrivate(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if e, ok := errors.AsType[*os.PathError](err); ok {
+		return e.Err // the path is said already
+	}
+	return errors.Join(f.Chmod(0o600), f.Close())
 }
 
 // check reads the whole database, so that damage is reported before anything is

@@ -391,3 +391,23 @@ func TestCancelled(t *testing.T) {
 	}
 	must(t, db.InsertImage(t.Context(), testImage("j"))) // no transaction is left open
 }
+
+// Nobody but root may read the keys of VMs, also where the file is older than that rule.
+func TestPrivate(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "banger.db")
+	for range 2 {
+		db, err := Open(t.Context(), path)
+		must(t, err)
+		files, err := filepath.Glob(path + "*")
+		must(t, err)
+		for _, file := range files {
+			info, err := os.Stat(file)
+			must(t, err)
+			if info.Mode().Perm() != 0o600 {
+				t.Errorf("%s has mode %v", filepath.Base(file), info.Mode())
+			}
+		}
+		must(t, db.Close())
+		must(t, os.Chmod(path, 0o644))
+	}
+}
