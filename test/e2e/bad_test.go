@@ -3,6 +3,8 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -194,7 +196,7 @@ func TestBadHost(t *testing.T) {
 	})
 }
 
-// archive makes a tar archive of entries; a file's content is zeros.
+// archive makes a tar archive of entries; a file's content is noise, which takes room.
 func archive(t *testing.T, entries ...tar.Header) string {
 	t.Helper()
 	var text bytes.Buffer
@@ -203,7 +205,7 @@ func archive(t *testing.T, entries ...tar.Header) string {
 		if err := w.WriteHeader(&entry); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := w.Write(make([]byte, entry.Size)); err != nil {
+		if _, err := io.CopyN(w, rand.NewChaCha8([32]byte{}), entry.Size); err != nil {
 			t.Fatal(err)
 		}
 	}
