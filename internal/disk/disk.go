@@ -30,12 +30,6 @@ const (
 // MinSize is the least size, in bytes, of a disk.
 const MinSize = 16 << 20
 
-// seekData and seekHole are SEEK_DATA and SEEK_HOLE of lseek(2).
-const (
-	seekData = 3
-	seekHole = 4
-)
-
 // Spec is the Spec of a disk's row.
 type Spec struct {
 	Size int64 // bytes, at first
