@@ -10,7 +10,7 @@ FIXTURE     := $(CURDIR)/.cache/fixture
 
 export CGO_ENABLED := 0
 
-.PHONY: build lint lint-go lint-shell openapi deps deps-lint fixture test test-all fuzz bench demo clean
+.PHONY: build lint lint-go lint-shell openapi deps deps-lint deps-api fixture test test-all fuzz bench demo clean
 
 # Static binaries in bin/. The agent comes first: bangerd embeds it. It carries
 # no version, so that an unchanged agent stays byte for byte the same.
@@ -42,17 +42,22 @@ deps:
 deps-lint:
 	@scripts/deps.sh lint
 
+# What throws generated requests at the API: from PyPI, pinned by hashes.
+deps-api:
+	@scripts/deps.sh api
+	@scripts/schemathesis.sh $(CURDIR)/.cache/schemathesis
+
 # A kernel and a Debian image, made once by the real command line; the tests
 # copy it.
 fixture: deps build
 	scripts/fixture.sh $(FIXTURE)
 
 # Everything, real VM boots included. Needs root: the daemon runs as root.
-test: fixture
+test: fixture deps-api
 	scripts/test.sh $(FIXTURE) -count=1 -p 2 -timeout 18m ./...
 
 # As test, with the race detector (needs a C compiler) and each fuzz target.
-test-all: fixture
+test-all: fixture deps-api
 	CGO_ENABLED=1 scripts/test.sh $(FIXTURE) -race -count=1 -p 1 -timeout 60m ./...
 	$(MAKE) fuzz
 

@@ -34,5 +34,7 @@ BANGER_FIXTURE=$fixture
 BANGER_BIN=$(cd "$(dirname "$0")/.." && pwd)/bin
 BANGER_TEST_VMLINUX=$(newest "$fixture"/kernels/*/vmlinux)
 BANGER_TEST_INITRD=$(newest "$fixture"/kernels/*/initramfs-*.cpio)
-export BANGER_FIXTURE BANGER_BIN BANGER_TEST_VMLINUX BANGER_TEST_INITRD
+BANGER_SCHEMATHESIS=$(cd "$(dirname "$0")/.." && pwd)/.cache/schemathesis/bin/schemathesis
+[ -x "$BANGER_SCHEMATHESIS" ] || BANGER_SCHEMATHESIS=
+export BANGER_FIXTURE BANGER_BIN BANGER_TEST_VMLINUX BANGER_TEST_INITRD BANGER_SCHEMATHESIS
 exec go test "$@" </dev/null

@@ -32,7 +32,7 @@ const (
 type stream struct {
 	spec
 	answers string // media type of the answer; empty for a protocol that is switched to
-	example any    // of an answer in JSON, for its schema
+	example any    // of an answer, or of an event of it, for the schema; nil for plain bytes
 	takes   string // media type of the request's body; empty where there is none
 	handle  http.HandlerFunc
 }
@@ -44,14 +44,14 @@ func (s *server) streamRoutes(mux humago.Mux, doc *huma.OpenAPI) {
 		{spec{"GET /operations/{id}/events", 200, "follow-operation", "Follow an operation to its end.",
 			"Server-sent events (WHATWG HTML, 9.2). Each event \"progress\" has a Progress in JSON as its data; the last event, \"done\", has the Operation. " +
 				"A comment comes every 15 seconds in between. A stream that ends without \"done\" was broken: ask again.",
-			[]api.Code{api.CodeNotFound}}, events, nil, "", s.events},
+			[]api.Code{api.CodeNotFound}}, events, operationEvent{}, "", s.events},
 		{spec{"GET /vms/{vm}/logs", 200, "vm-logs", "Read what the VM's console printed.",
 			"The bytes are the guest's, as it printed them. At most some MiB of them are kept, the newest.",
 			slices.Concat(ofVM, []api.Code{api.CodeConflict})}, text, nil, "", s.logs},
 		{spec{"GET /vms/{vm}/lease", 200, "lease-vm", "Hold a lease on a VM.",
 			"The lease begins with the answer and ends when the caller closes the connection. The answer never ends by itself: it is a stream of " +
 				"server-sent events that consists of comments, one every 15 seconds. An ephemeral VM is deleted a few seconds after its last lease has ended.",
-			ofVM}, events, nil, "", s.lease},
+			ofVM}, events, noEvent{}, "", s.lease},
 		{spec{"GET /vms/{vm}/exec", 101, "exec", "Run a command in a VM.",
 			"A WebSocket (RFC 6455) of binary messages, each a frame: one byte with its type, eight with its number (big endian), then its data. " +
 				"The caller's first frame, type 1, says in JSON what to run; output and, as the last, the exit status come in numbered frames that the caller " +
@@ -98,6 +98,15 @@ func (r stream) operation(doc *huma.OpenAPI) *huma.Operation {
 	}
 	return op
 }
+
+// operationEvent and noEvent describe server-sent events.
+type (
+	operationEvent struct {
+		Event string `json:"event" enum:"progress,done" doc:"What Data is: Progress, or the Operation at its end."`
+		Data  string `json:"data" doc:"JSON on one line."`
+	}
+	noEvent struct{}
+)
 
 // eventStream writes server-sent events (WHATWG HTML, 9.2).
 type eventStream struct {
