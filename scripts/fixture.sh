@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes the state directory that the tests copy: one kernel, the image debian,
-# no VM. Kept between runs. Usage: fixture.sh DIR
+# Makes the state directories that the tests copy: state has one kernel, the image
+# debian and no VM; state-systemd has an image with an init and Docker besides.
+# Kept between runs. Usage: fixture.sh DIR
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
@@ -29,4 +30,16 @@ as_root "$banger" vm run --rm -- true </dev/null
 as_root "$banger" system stop </dev/null
 as_root rm -f "$dir/state/bangerd.log"
 touch "$complete"
+
+systemd=$dir/state-systemd
+if [ ! -e "$systemd" ]; then
+  as_root rm -rf "$systemd.part"
+  as_root cp -a --reflink=auto --sparse=always "$dir/state" "$systemd.part"
+  export BANGER_STATE_DIR=$systemd.part
+  as_root "$banger" image bootstrap debian debian-systemd \
+    --include systemd-sysv,dbus,docker.io,iptables,apparmor </dev/null
+  as_root "$banger" system stop </dev/null
+  as_root rm -f "$systemd.part/bangerd.log"
+  as_root mv "$systemd.part" "$systemd"
+fi
 echo "fixture: $dir/state"

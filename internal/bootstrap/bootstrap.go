@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -35,11 +36,18 @@ func hostRelease() (map[string]string, error) {
 	return parseRelease(string(text)), err
 }
 
-// Run writes the archive of the distribution called name to stdout, and what
-// mmdebstrap says to logs. Only the host's own distribution can be made: another is
-// unsupported. A missing mmdebstrap, and sources that cannot be reached, are
-// unavailable; a full disk is no_space.
-func Run(ctx context.Context, name string, stdout, logs io.Writer) error {
+// packages are what every image has besides the distribution's minimum.
+var packages = []string{"ca-certificates", "iproute2", "procps", "less"}
+
+// validPackage is what Debian's policy, 5.6.7, has a package be called.
+var validPackage = regexp.MustCompile(`^[a-z0-9][a-z0-9+.-]+$`)
+
+// Run writes the archive of the distribution called name, with the packages include
+// and what they depend on, to stdout, and what mmdebstrap says to logs. Only the
+// host's own distribution can be made: another is unsupported. What cannot be a
+// package's name is invalid. A missing mmdebstrap, sources that cannot be reached and
+// packages that they lack are unavailable; a full disk is no_space.
+func Run(ctx context.Context, name string, include []string, stdout, logs io.Writer) error {
 	if !slices.Contains(Names(), name) {
 		return api.Errorf(api.CodeUnsupported, "bootstrap %q: not a known distribution", name).WithHint("known are %s", strings.Join(Names(), " and "))
 	}
@@ -51,10 +59,15 @@ func Run(ctx context.Context, name string, stdout, logs io.Writer) error {
 		return api.Errorf(api.CodeUnsupported, "bootstrap %s: this host runs %q, and only its own distribution can be made", name, host["ID"]).
 			WithHint("import a tar archive instead")
 	}
-	return bootstrap(ctx, host, stdout, logs)
+	for _, p := range include {
+		if !validPackage.MatchString(p) {
+			return api.Errorf(api.CodeInvalid, "bootstrap %s: %q is not a package's name", name, p).WithHint("apt-cache search finds packages")
+		}
+	}
+	return bootstrap(ctx, host, include, stdout, logs)
 }
 
-func bootstrap(ctx context.Context, host map[string]string, stdout, logs io.Writer) error {
+func bootstrap(ctx context.Context, host map[string]string, include []string, stdout, logs io.Writer) error {
 	codename := host["VERSION_CODENAME"]
 	tool, err := exec.LookPath("mmdebstrap")
 	if err != nil {
@@ -82,7 +95,7 @@ func bootstrap(ctx context.Context, host map[string]string, stdout, logs io.Writ
 		mode = "root"
 	}
 	cmd := exec.CommandContext(ctx, tool, "--mode="+mode, "--variant=minbase", "--format=tar",
-		"--include=ca-certificates,iproute2,procps,less", suite, "-", file.Name())
+		"--include="+strings.Join(slices.Concat(packages, include), ","), suite, "-", file.Name())
 	var tail tailWriter
 	cmd.Stdout, cmd.Stderr = stdout, io.MultiWriter(logs, &tail)
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its directory

@@ -124,10 +124,19 @@ func TestCodesOfFailures(t *testing.T) {
 
 func TestRefusals(t *testing.T) {
 	t.Setenv("PATH", t.TempDir())
-	if err := bootstrap(t.Context(), bookworm, io.Discard, io.Discard); api.CodeOf(err) != api.CodeUnavailable {
+	if err := bootstrap(t.Context(), bookworm, nil, io.Discard, io.Discard); api.CodeOf(err) != api.CodeUnavailable {
 		t.Errorf("without mmdebstrap: got %v", err)
 	}
-	if err := Run(t.Context(), "plan9", io.Discard, io.Discard); api.CodeOf(err) != api.CodeUnsupported {
+	if err := Run(t.Context(), "plan9", nil, io.Discard, io.Discard); api.CodeOf(err) != api.CodeUnsupported {
 		t.Errorf("an unknown distribution: got %v", err)
+	}
+	host := Host()
+	if host == "" {
+		return // which Run refuses before it looks at the packages
+	}
+	for _, bad := range []string{"", "-o", "a b", "?essential", "x", "../x", "Upper", "a\nb"} {
+		if err := Run(t.Context(), host, []string{"tree", bad}, io.Discard, io.Discard); api.CodeOf(err) != api.CodeInvalid {
+			t.Errorf("package %q: got %v", bad, err)
+		}
 	}
 }

@@ -62,11 +62,14 @@ func imageCommands(d *deps) *cobra.Command {
 			return d.madeImage(image, err, line)
 		})
 	importing.ValidArgsFunction = fileSecond
+	var include []string
 	boot := command(d, "bootstrap DISTRIBUTION [NAME]", "Make an image of the host's own distribution with mmdebstrap",
-		"banger image bootstrap debian", cobra.RangeArgs(1, 2), func(ctx context.Context, args []string) error {
-			image, err := d.bootstrap(ctx, args[0], cmp.Or(append(args, "")[1], args[0]))
+		"banger image bootstrap debian full --include systemd-sysv,dbus", cobra.RangeArgs(1, 2), func(ctx context.Context, args []string) error {
+			image, err := d.bootstrap(ctx, args[0], cmp.Or(append(args, "")[1], args[0]), include)
 			return d.madeImage(image, err, nil)
 		})
+	boot.Flags().StringSliceVar(&include, "include", nil, "packages to install besides the distribution's minimum, separated by commas")
+	completeFlag(boot, "include", cobra.NoFileCompletions)
 	boot.ValidArgsFunction = first(cobra.FixedCompletions(bootstrap.Names(), cobra.ShellCompDirectiveNoFileComp))
 	for _, c := range []*cobra.Command{importing, boot} {
 		d.withJSON(c)
@@ -141,9 +144,9 @@ func (d *deps) open(name, step string, line *progress) (io.Reader, func(), error
 	return c, func() { f.Close() }, nil
 }
 
-// bootstrap makes the image name of a distribution; the archive goes from
+// bootstrap makes the image name of a distribution, with more packages; the archive goes from
 // mmdebstrap, which runs as the caller, straight to the daemon.
-func (d *deps) bootstrap(ctx context.Context, distribution, name string) (api.Image, error) {
+func (d *deps) bootstrap(ctx context.Context, distribution, name string, include []string) (api.Image, error) {
 	if err := d.imageNameFree(ctx, "bootstrap", name); err != nil {
 		return api.Image{}, err
 	}
@@ -155,7 +158,7 @@ func (d *deps) bootstrap(ctx context.Context, distribution, name string) (api.Im
 	r, w := io.Pipe()
 	result := make(chan error, 1)
 	go func() {
-		err := bootstrap.Run(ctx, distribution, w, &bootstrapLog{line: line, step: step})
+		err := bootstrap.Run(ctx, distribution, include, w, &bootstrapLog{line: line, step: step})
 		w.CloseWithError(err) // a broken archive: the daemon imports nothing
 		result <- err
 	}()

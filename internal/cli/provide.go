@@ -21,7 +21,7 @@ func (d *deps) provide(ctx context.Context, missing *api.Error) (string, error) 
 		}
 		return "kernel " + describeKernel(k), err
 	case kind == "image" && name == bootstrap.Host():
-		i, err := d.bootstrap(ctx, name, name)
+		i, err := d.bootstrap(ctx, name, name, nil)
 		if api.CodeOf(err) == api.CodeAlreadyExists {
 			return "image " + name, nil
 		}

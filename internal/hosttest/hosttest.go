@@ -90,15 +90,28 @@ func New(t testing.TB, env ...string) *Host {
 	return h
 }
 
+// NewSystemd is New with the kernel of the fixture and the image debian-systemd, which
+// has an init of its own and Docker.
+func NewSystemd(t testing.TB, env ...string) *Host {
+	t.Helper()
+	return newFrom(t, "-systemd", env)
+}
+
 // NewSeeded is New with the kernel and the image debian of the fixture.
 func NewSeeded(t testing.TB, env ...string) *Host {
+	t.Helper()
+	return newFrom(t, "", env)
+}
+
+// newFrom is New with a copy of one of the fixture's state directories.
+func newFrom(t testing.TB, suffix string, env []string) *Host {
 	t.Helper()
 	fixture := os.Getenv("BANGER_FIXTURE")
 	if fixture == "" {
 		t.Skip("BANGER_FIXTURE does not name a state directory to copy: run make test")
 	}
 	h := New(t, env...)
-	copied := exec.Command("cp", "-a", "--reflink=auto", "--sparse=always", fixture, h.Paths.State)
+	copied := exec.Command("cp", "-a", "--reflink=auto", "--sparse=always", fixture+suffix, h.Paths.State)
 	if out, err := copied.CombinedOutput(); err != nil {
 		t.Fatalf("copy the fixture: %v: %s", err, out)
 	}
