@@ -10,7 +10,7 @@ FIXTURE     := $(CURDIR)/.cache/fixture
 
 export CGO_ENABLED := 0
 
-.PHONY: build lint lint-go lint-shell openapi deps deps-lint deps-api fixture test test-all fuzz bench demo clean
+.PHONY: build lint lint-go lint-shell openapi deps deps-test deps-lint deps-api fixture test test-all fuzz bench demo clean
 
 # Static binaries in bin/. The agent comes first: bangerd embeds it. It carries
 # no version, so that an unchanged agent stays byte for byte the same.
@@ -39,6 +39,10 @@ lint-shell: deps-lint
 deps:
 	@scripts/deps.sh run
 
+# The programs that the tests drive VMs with.
+deps-test:
+	@scripts/deps.sh test
+
 deps-lint:
 	@scripts/deps.sh lint
 
@@ -53,11 +57,11 @@ fixture: deps build
 	scripts/fixture.sh $(FIXTURE)
 
 # Everything, real VM boots included. Needs root: the daemon runs as root.
-test: fixture deps-api
+test: fixture deps-test deps-api
 	scripts/test.sh $(FIXTURE) -count=1 -p 2 -timeout 18m ./...
 
 # As test, with the race detector (needs a C compiler) and each fuzz target.
-test-all: fixture deps-api
+test-all: fixture deps-test deps-api
 	CGO_ENABLED=1 scripts/test.sh $(FIXTURE) -race -count=1 -p 1 -timeout 60m ./...
 	$(MAKE) fuzz
 

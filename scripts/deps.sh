@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Installs the Debian or Ubuntu packages that are missing on this machine; does
-# nothing when all are there. Usage: deps.sh run|lint|api
+# nothing when all are there. Usage: deps.sh run|test|lint|api
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
 
 case "${1:-}" in
   run) packages=(qemu-system-x86 mmdebstrap e2fsprogs kmod xz-utils zstd util-linux ca-certificates) ;;
+  test) packages=(openssh-client rsync diffutils) ;;
   lint) packages=(shellcheck) ;;
   api) packages=(python3 python3-venv) ;;
   *)
-    echo "usage: $0 run|lint|api" >&2
+    echo "usage: $0 run|test|lint|api" >&2
     exit 2
     ;;
 esac

@@ -23,14 +23,12 @@ func sftpCommand(u user) (*exec.Cmd, error) {
 }
 
 func serveSFTP() error {
-	dir, err := os.Getwd()
-	if err != nil {
-		return err
-	}
+	// The process is in the user's home. The option for the server's own idea of a
+	// working directory would make the targets of symbolic links absolute.
 	server, err := sftp.NewServer(struct {
 		io.Reader
 		io.WriteCloser
-	}{os.Stdin, os.Stdout}, sftp.WithServerWorkingDirectory(dir))
+	}{os.Stdin, os.Stdout})
 	if err != nil {
 		return err
 	}
