@@ -26,12 +26,15 @@ var adaptHuma = sync.OnceFunc(func() {
 	huma.DefaultArrayNullable = false
 })
 
+// bodyUnreadable is what huma calls a defect, although the caller sent it.
+const bodyUnreadable = "cannot read request body"
+
 func newError(status int, message string, details ...error) huma.StatusError {
 	code := api.CodeInvalid
 	switch {
 	case status == http.StatusNotFound:
 		code = api.CodeNotFound
-	case status >= 500:
+	case status >= 500 && message != bodyUnreadable:
 		code = api.CodeInternal
 	}
 	parts := []string{message}
@@ -48,7 +51,16 @@ func newError(status int, message string, details ...error) huma.StatusError {
 	return &apiError{Code: code, Message: oneLine(strings.Join(parts, ": "))}
 }
 
-func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+// maxMessage bounds what an error repeats of a request, in bytes.
+const maxMessage = 2 << 10
+
+func oneLine(s string) string {
+	s = strings.Join(strings.Fields(s), " ")
+	if len(s) > maxMessage {
+		s = strings.ToValidUTF8(s[:maxMessage], "") + " ..."
+	}
+	return s
+}
 
 // coded is err as huma should get it from a handler, and logs defects.
 func (s *server) coded(err error) *apiError {

@@ -13,6 +13,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"path"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -107,21 +108,33 @@ func (s *server) register(mux humago.Mux) *huma.OpenAPI {
 // noRoute answers where no route does.
 func (s *server) noRoute(mux *http.ServeMux) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		err := api.Errorf(api.CodeNotFound, "%s %s: no such route", r.Method, r.URL.Path)
 		var takes []string
 		for _, method := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete} {
 			if _, pattern := mux.Handler(&http.Request{Method: method, URL: r.URL, Host: r.Host}); pattern != "/" {
 				takes = append(takes, method)
 			}
 		}
-		if len(takes) > 0 {
-			w.Header().Set("Allow", strings.Join(takes, ", "))
-			err = err.WithHint("it takes %s", strings.Join(takes, ", "))
-		} else {
-			err = err.WithHint("client and daemon may be of different versions")
-		}
-		s.fail(w, err)
+		s.noSuchRoute(w, r, takes...)
 	}
+}
+
+// noSuchRoute says that there is none, and with which methods there would be.
+func (s *server) noSuchRoute(w http.ResponseWriter, r *http.Request, takes ...string) {
+	err := api.Errorf(api.CodeNotFound, "%s %s: no such route", r.Method, r.URL.Path).
+		WithHint("client and daemon may be of different versions")
+	if len(takes) > 0 {
+		w.Header().Set("Allow", strings.Join(takes, ", "))
+		err = err.WithHint("it takes %s", strings.Join(takes, ", "))
+	}
+	s.fail(w, err)
+}
+
+// routable tells whether http.ServeMux should see r: it answers in its own words
+// to the request target *, to HEAD where there is GET, and to paths with empty or
+// dotted elements, which it redirects.
+func routable(r *http.Request) bool {
+	p := r.URL.EscapedPath()
+	return strings.HasPrefix(p, "/") && path.Clean(p) == p && r.Method != http.MethodHead && r.Method != http.MethodConnect
 }
 
 const prefix = "/" + api.Version
@@ -152,6 +165,8 @@ func (s *server) guard(next http.Handler) http.Handler {
 			s.fail(w, api.Errorf(api.CodePermissionDenied, "%s %s: the caller is unknown", r.Method, r.URL.Path))
 		case len(r.Header.Values("Origin")) > 0:
 			s.fail(w, api.Errorf(api.CodePermissionDenied, "%s %s: requests of browsers are refused", r.Method, r.URL.Path))
+		case !routable(r):
+			s.noSuchRoute(w, r)
 		default:
 			// A body may be refused before its end: see drain.
 			_ = http.NewResponseController(w).EnableFullDuplex()

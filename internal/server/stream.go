@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -26,6 +27,9 @@ const (
 	upload    = "application/octet-stream"
 	// writeTimeout is how long a reader of events may keep us from writing one.
 	writeTimeout = 30 * time.Second
+	// uploadPause is how long an upload may stand still: whatever makes an archive
+	// on the other side may have to think, or to download.
+	uploadPause = 10 * time.Minute
 )
 
 // stream is a route that is not JSON on both sides.
@@ -64,7 +68,7 @@ func (s *server) streamRoutes(mux humago.Mux, doc *huma.OpenAPI) {
 			slices.Concat(ofVM, []api.Code{api.CodeConflict, api.CodeGuest})}, "", nil, "", s.ssh},
 		{spec{"PUT /images/{name}", 201, "import-image", "Make an image of a tar archive.",
 			"The body is a tar archive of a root file system, plain or compressed with gzip, zstd or xz; it may be sent in chunks. The image belongs to the caller.",
-			[]api.Code{api.CodeInvalid, api.CodeAlreadyExists, api.CodeNoSpace}}, json, api.Image{}, upload, s.importImage},
+			[]api.Code{api.CodeInvalid, api.CodeAlreadyExists, api.CodeUnavailable, api.CodeNoSpace}}, json, api.Image{}, upload, s.importImage},
 		{spec{"PUT /kernels/{name}", 201, "import-kernel", "Make a kernel of a Debian package.",
 			"The body is a linux-image .deb. Root only.",
 			[]api.Code{api.CodeInvalid, api.CodeAlreadyExists, api.CodeUnavailable, api.CodeNoSpace, api.CodeUnsupported}}, json, api.Kernel{}, upload, s.importKernel},
@@ -265,7 +269,7 @@ func (s *server) proxy(w http.ResponseWriter, r *http.Request, what, path, proto
 func (s *server) importImage(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := streaming(r)
 	defer cancel()
-	img, err := s.Images.Import(ctx, caller(ctx), r.PathValue("name"), r.Body, func(api.Progress) {})
+	img, err := s.Images.Import(ctx, caller(ctx), r.PathValue("name"), patient(w, r.Body), func(api.Progress) {})
 	s.created(w, imageOut(img), err)
 }
 
@@ -277,9 +281,32 @@ func (s *server) importKernel(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, err)
 		return
 	}
-	k, err := s.Kernels.Import(ctx, name, r.Body, func(api.Progress) {})
+	k, err := s.Kernels.Import(ctx, name, patient(w, r.Body), func(api.Progress) {})
 	s.created(w, kernelOut(k), err)
 }
+
+// patient reads a body that may be slow but has to go on: every read has uploadPause.
+func patient(w http.ResponseWriter, body io.Reader) io.Reader {
+	rc := http.NewResponseController(w)
+	return readFunc(func(p []byte) (int, error) {
+		if err := rc.SetReadDeadline(time.Now().Add(uploadPause)); err != nil {
+			return 0, err
+		}
+		n, err := body.Read(p)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return n, api.Errorf(api.CodeUnavailable, "receive upload: nothing came for %v", uploadPause)
+		}
+		// What is done with the body may take longer.
+		if clear := rc.SetReadDeadline(time.Time{}); err == nil {
+			err = clear
+		}
+		return n, err // io.EOF as it is: readers compare it
+	})
+}
+
+type readFunc func(p []byte) (int, error)
+
+func (f readFunc) Read(p []byte) (int, error) { return f(p) }
 
 func (s *server) created(w http.ResponseWriter, v any, err error) {
 	if err != nil {
