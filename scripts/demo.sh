@@ -35,14 +35,19 @@ finish() {
 }
 trap finish EXIT
 
-if as_root bin/banger kernel list --json </dev/null | grep -q '"name"'; then
+if [ -n "$(as_root bin/banger kernel list --quiet </dev/null)" ]; then
   echo "the kernel is there already"
 else
   show kernel pull
 fi
-if as_root bin/banger image show debian >/dev/null 2>&1 </dev/null; then
-  echo "the image debian is there already"
+image=$(distribution)
+if as_root bin/banger image show "$image" >/dev/null 2>&1 </dev/null; then
+  echo "the image $image is there already"
 else
-  show image bootstrap debian
+  show image bootstrap "$image"
 fi
-show vm run --rm -- uname -a
+if [ "$image" = debian ]; then # the default
+  show vm run --rm -- uname -a
+else
+  show vm run --rm --image "$image" -- uname -a
+fi

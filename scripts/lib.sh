@@ -17,3 +17,9 @@ as_root() {
   done
   sudo env "PATH=$PATH" "${kept[@]}" "$@"
 }
+
+# distribution prints the ID of the one that this host runs; see os-release(5).
+distribution() {
+  # shellcheck source=/dev/null
+  (source /etc/os-release && echo "$ID")
+}
