@@ -162,7 +162,7 @@ func (d *deps) bootstrap(ctx context.Context, distribution, name string, include
 		w.CloseWithError(err) // a broken archive: the daemon imports nothing
 		result <- err
 	}()
-	image, err := d.client.ImportImage(ctx, name, &counter{Reader: r, line: line, step: step})
+	image, err := d.client.ImportImage(ctx, name, &counter{Reader: r, line: line, step: step + ": import"})
 	r.CloseWithError(io.ErrClosedPipe)
 	if err != nil {
 		cancel()
