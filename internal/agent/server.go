@@ -44,6 +44,7 @@ func Handler(poweroff func(patience time.Duration)) http.Handler {
 	mux.HandleFunc("GET /exec", ss.serve)
 	mux.HandleFunc("GET /ssh", sshd.serve)
 	mux.HandleFunc("GET /tcp", tcp)
+	fileRoutes(mux)
 	return mux
 }
 

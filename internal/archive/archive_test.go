@@ -4,10 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -28,7 +31,7 @@ line'; truncate -s 1M tree/hole; touch -d @1000000000 tree/sub/file; chmod 555 t
 	if err := Write(&archive, filepath.Join(from, "tree"), WriteOptions{Name: "copy", Xattrs: true}); err != nil {
 		t.Fatal(err)
 	}
-	extract(t, to, &archive, ExtractOptions{Top: "copy", Owners: true, Devices: true})
+	extract(t, to, &archive, ExtractOptions{Name: "again", Owners: true, Devices: true})
 	see := func(dir string) string {
 		sorted := exec.Command("sh", "-c", `find . ! -type l ! -type d -printf '%p %y %m %U:%G %n %s %Ts\n' | sort
 			find . -type l -printf '%p %l\n' | sort; find . -mindepth 1 -type d -printf '%p %m %Ts\n' | sort`)
@@ -39,7 +42,7 @@ line'; truncate -s 1M tree/hole; touch -d @1000000000 tree/sub/file; chmod 555 t
 		}
 		return string(out)
 	}
-	if want, got := see(filepath.Join(from, "tree")), see(filepath.Join(to, "copy")); got != want {
+	if want, got := see(filepath.Join(from, "tree")), see(filepath.Join(to, "again")); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
 }
@@ -65,24 +68,39 @@ func TestHostile(t *testing.T) {
 	link := func(name, to string) tar.Header {
 		return tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: to, Mode: 0o777}
 	}
+	dir := func(name string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeDir, Mode: 0o755} }
 	for name, tc := range map[string]struct {
 		entries []tar.Header
 		refused bool // by name; otherwise by the file system
 	}{
 		"absolute":                   {[]tar.Header{file("/etc/passwd")}, true},
 		"parent":                     {[]tar.Header{file("../outside/x")}, true},
-		"parent in the middle":       {[]tar.Header{file("top/../../outside/x")}, true},
-		"another top":                {[]tar.Header{file("other")}, true},
-		"through an absolute link":   {[]tar.Header{link("top", "OUTSIDE"), file("top/x")}, false},
-		"through a relative link":    {[]tar.Header{link("top", "../outside"), file("top/x")}, false},
-		"directory through a link":   {[]tar.Header{link("top", "../outside"), {Name: "top/d", Typeflag: tar.TypeDir, Mode: 0o755}}, false},
-		"hard link to outside":       {[]tar.Header{{Name: "top", Typeflag: tar.TypeLink, Linkname: "../outside/kept"}}, true},
-		"hard link through a link":   {[]tar.Header{{Name: "top/", Typeflag: tar.TypeDir, Mode: 0o755}, link("top/l", "../../outside"), {Name: "top/h", Typeflag: tar.TypeLink, Linkname: "top/l/kept"}}, false},
-		"device":                     {[]tar.Header{{Name: "top", Typeflag: tar.TypeBlock, Devmajor: 8}}, true},
+		"parent in the middle":       {[]tar.Header{dir("top"), file("top/../../outside/x")}, true},
+		"beside the tree":            {[]tar.Header{dir("top"), file("beside")}, true},
+		"beside the file":            {[]tar.Header{file("top"), file("beside")}, true},
+		"below the file":             {[]tar.Header{file("top"), file("top/beside")}, true},
+		"below a link":               {[]tar.Header{link("top", "."), file("top/beside")}, true},
+		"not a directory":            {[]tar.Header{file(".")}, true},
+		"through an absolute link":   {[]tar.Header{dir("."), link("l", "OUTSIDE"), file("l/x")}, false},
+		"through a relative link":    {[]tar.Header{dir("."), link("l", "../../outside"), file("l/x")}, false},
+		"through a link to beside":   {[]tar.Header{dir("."), link("l", ".."), file("l/beside")}, false},
+		"through a chain of links":   {[]tar.Header{dir("."), link("a", ".."), link("b", "a/.."), file("b/outside/x")}, false},
+		"directory through a link":   {[]tar.Header{dir("."), link("l", "../../outside"), dir("l/d")}, false},
+		"hard link to outside":       {[]tar.Header{dir("."), {Name: "h", Typeflag: tar.TypeLink, Linkname: "../../outside/kept"}}, true},
+		"hard link to absolute":      {[]tar.Header{dir("."), {Name: "h", Typeflag: tar.TypeLink, Linkname: "/etc/passwd"}}, true},
+		"hard link through a link":   {[]tar.Header{dir("."), link("l", "../../outside"), {Name: "h", Typeflag: tar.TypeLink, Linkname: "l/kept"}}, false},
+		"hard link first":            {[]tar.Header{{Name: "top", Typeflag: tar.TypeLink, Linkname: "../kept"}}, true},
+		"block device":               {[]tar.Header{{Name: "top", Typeflag: tar.TypeBlock, Devmajor: 8}}, true},
+		"character device":           {[]tar.Header{dir("."), {Name: "null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}}, true},
 		"pipe":                       {[]tar.Header{{Name: "top", Typeflag: tar.TypeFifo}}, true},
-		"file below a file":          {[]tar.Header{file("top"), file("top/x")}, false},
-		"file in place of directory": {[]tar.Header{{Name: "top/", Typeflag: tar.TypeDir, Mode: 0o755}, file("top")}, false},
+		"file below a file":          {[]tar.Header{dir("."), file("f"), file("f/x")}, false},
+		"file in place of directory": {[]tar.Header{dir("."), dir("d"), file("d")}, false},
+		"directory in place of file": {[]tar.Header{dir("."), file("d"), dir("d")}, false},
 		"unknown type":               {[]tar.Header{{Name: "top", Typeflag: 'Z'}}, true},
+		"long name":                  {[]tar.Header{dir("."), file(strings.Repeat("long/", 900) + "x")}, true},
+		"long element":               {[]tar.Header{dir("."), file(strings.Repeat("long", 100))}, false},
+		"more than there is room":    {[]tar.Header{{Name: "top", Typeflag: tar.TypeReg, Size: 1 << 60}}, false},
+		"nothing":                    {nil, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			parent := t.TempDir()
@@ -104,21 +122,23 @@ func TestHostile(t *testing.T) {
 				if err := w.WriteHeader(&h); err != nil {
 					t.Fatal(err)
 				}
-				if h.Size > 0 {
+				if h.Size == 4 {
 					if _, err := w.Write([]byte("evil")); err != nil {
 						t.Fatal(err)
 					}
 				}
 			}
-			if err := w.Close(); err != nil {
-				t.Fatal(err)
+			if err := w.Flush(); err == nil {
+				if err := w.Close(); err != nil {
+					t.Fatal(err)
+				}
 			}
 			root, err := os.OpenRoot(inside)
 			if err != nil {
 				t.Fatal(err)
 			}
 			defer root.Close()
-			if err := Extract(root, &archive, ExtractOptions{Top: "top"}); err == nil || errors.Is(err, ErrEntry) != tc.refused {
+			if err := Extract(root, &archive, ExtractOptions{Name: "top", Room: func() (int64, error) { return 1 << 30, nil }}); err == nil || errors.Is(err, ErrEntry) != tc.refused {
 				t.Errorf("got %v", err)
 			}
 			entries, err := os.ReadDir(outside)
@@ -126,10 +146,106 @@ func TestHostile(t *testing.T) {
 			if err != nil || rerr != nil || len(entries) != 1 || string(content) != "kept" {
 				t.Errorf("outside: %v, %v, %q, %v", entries, err, content, rerr)
 			}
-			if parts, _ := filepath.Glob(filepath.Join(inside, ".banger-*")); len(parts) > 0 {
-				t.Errorf("left: %q", parts)
+			for _, dir := range []string{inside, filepath.Join(inside, "top")} {
+				if parts, _ := filepath.Glob(filepath.Join(dir, ".banger-*")); len(parts) > 0 {
+					t.Errorf("left: %q", parts)
+				}
+			}
+			if beside, err := os.ReadDir(inside); err != nil || len(beside) > 1 || len(beside) == 1 && beside[0].Name() != "top" {
+				t.Errorf("beside what was asked for: %v, %v", beside, err)
 			}
 		})
+	}
+}
+
+// TestLinkInPlaceOfTree has a link where the tree is to be made: it is not followed.
+func TestLinkInPlaceOfTree(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "other"), 0o755), os.Symlink("other", filepath.Join(dir, "top"))); err != nil {
+		t.Fatal(err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	var archive bytes.Buffer
+	if err := Write(&archive, t.TempDir(), WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := Extract(root, &archive, ExtractOptions{Name: "top"}); !errors.Is(err, syscall.ENOTDIR) {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestCutOff has archives that end too early, each of which is an error; what is
+// there under its name is whole.
+func TestCutOff(t *testing.T) {
+	from := t.TempDir()
+	for _, name := range []string{"a", "b"} {
+		if err := os.WriteFile(filepath.Join(from, name), bytes.Repeat([]byte("x"), 3000), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var whole bytes.Buffer
+	if err := Write(&whole, from, WriteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for length := 100; length < whole.Len()-1024; length += 700 {
+		dir := t.TempDir()
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := Extract(root, bytes.NewReader(whole.Bytes()[:length]), ExtractOptions{Name: "tree"}); !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("%d bytes: %v", length, err)
+		}
+		files, err := filepath.Glob(filepath.Join(dir, "tree", "*"))
+		parts, partErr := filepath.Glob(filepath.Join(dir, "tree", ".banger-*"))
+		if err != nil || partErr != nil || len(parts) > 0 {
+			t.Errorf("%d bytes: left %q, %v, %v", length, parts, err, partErr)
+		}
+		for _, file := range files {
+			if info, err := os.Stat(file); err != nil || info.Size() != 3000 {
+				t.Errorf("%d bytes: %s has %d, %v", length, file, info.Size(), err)
+			}
+		}
+		if err := root.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestUnreadable has a tree that cannot be read to its end: what was written of the
+// archive is no whole one.
+func TestUnreadable(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "a"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/proc/self/mem", filepath.Join(dir, "z")); err != nil {
+		t.Fatal(err)
+	}
+	var archive bytes.Buffer
+	w := &writer{tar: tar.NewWriter(&archive), links: map[inode]string{}, buf: make([]byte, copyBuffer)}
+	info, err := os.Stat(filepath.Join(dir, "a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := w.add(filepath.Join(dir, "a"), "a", info); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.add(filepath.Join(dir, "z"), "z", info); !errors.Is(err, syscall.ELOOP) { // it was a file before
+		t.Errorf("a link in place of a file: %v", err)
+	}
+	w.cut(&archive)
+	root, err := os.OpenRoot(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	if err := Extract(root, &archive, ExtractOptions{}); !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("extracted: %v", err)
 	}
 }
 
@@ -149,7 +265,7 @@ func TestModes(t *testing.T) {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	extract(t, dir, &archive, ExtractOptions{Top: "."})
+	extract(t, dir, &archive, ExtractOptions{})
 	for name, want := range map[string]fs.FileMode{"d": fs.ModeDir | 0o500, "d/setuid": 0o755} {
 		info, err := os.Lstat(filepath.Join(dir, name))
 		if err != nil || info.Mode() != want {
@@ -187,7 +303,12 @@ func FuzzExtract(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer root.Close()
-		_ = Extract(root, bytes.NewReader(text), ExtractOptions{Top: "."}) // most are refused
+		room := func() (int64, error) { return 1 << 20, nil }
+		_ = Extract(root, bytes.NewReader(text), ExtractOptions{Name: "it", Room: room}) // most are refused
+		if entries, err := os.ReadDir(filepath.Join(parent, "inside")); err != nil || len(entries) > 1 || len(entries) == 1 && entries[0].Name() != "it" {
+			t.Errorf("beside: %v, %v", entries, err)
+		}
+		_ = Extract(root, bytes.NewReader(text), ExtractOptions{Room: room}) // most are refused
 		if entries, err := os.ReadDir(parent); err != nil || len(entries) != 1 {
 			t.Errorf("outside: %v, %v", entries, err)
 		}

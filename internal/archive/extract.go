@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -20,11 +21,26 @@ import (
 // ErrEntry is in the chain of the errors for entries that are refused.
 var ErrEntry = errors.New("refused")
 
+const (
+	maxName = 4095 // bytes of an entry's name: PATH_MAX of limits.h without its NUL
+	// maxPending bounds the memory, in bytes, for what directories get at the end.
+	maxPending = 64 << 20
+	copyBuffer = 256 << 10
+)
+
 // ExtractOptions say how Extract makes files.
 type ExtractOptions struct {
-	Top     string // the one name at the top that the archive may have; "." for any
-	Owners  bool   // give files the owners, all mode bits and extended attributes that the archive names
-	Devices bool   // make device nodes and pipes, which are refused otherwise
+	// Name is what the archive's one tree, or its one file, becomes in the directory,
+	// whatever it is called in the archive; nothing else is touched. Where it is
+	// empty, everything is extracted under its own name, and what the archive says of
+	// the directory itself, ".", is left out.
+	Name    string
+	Owners  bool        // give files the owners, all mode bits and extended attributes that the archive names
+	Devices bool        // make device nodes and pipes, which are refused otherwise
+	Umask   fs.FileMode // permissions that files do not get, unless Owners is set
+	// Room, if it is not nil, says how many bytes there is space for; larger files are
+	// refused before they are begun.
+	Room func() (int64, error)
 }
 
 // Extract makes what the tar archive r holds in the directory root. A file is there
@@ -32,9 +48,11 @@ type ExtractOptions struct {
 // a directory is kept and added to. Names that lead out of the directory, by
 // themselves or through symbolic links, are refused. What was extracted before an
 // error stays.
-func Extract(root *os.Root, r io.Reader, o ExtractOptions) error {
-	x := &extractor{root: root, o: o}
+func Extract(root *os.Root, r io.Reader, o ExtractOptions) (err error) {
+	x := &extractor{root: root, top: o.Name, o: o, part: ".banger-" + rand.Text() + "-", buf: make([]byte, copyBuffer)}
+	defer func() { err = errors.Join(err, x.close()) }()
 	archive := tar.NewReader(r)
+	entries := 0
 	for {
 		h, err := archive.Next()
 		if err == io.EOF {
@@ -43,35 +61,115 @@ func Extract(root *os.Root, r io.Reader, o ExtractOptions) error {
 		if err != nil {
 			return fmt.Errorf("read archive: %w", err)
 		}
-		if err := x.entry(h, archive); err != nil {
+		if h.Typeflag == tar.TypeXGlobalHeader {
+			continue
+		}
+		if entries++; entries == 1 && o.Name != "" {
+			err = x.first(h, archive)
+		} else {
+			err = x.entry(h, archive)
+		}
+		if err != nil && !errors.Is(err, ErrEntry) {
+			err = fmt.Errorf("extract %.300q: %w", h.Name, err)
+		}
+		if err != nil {
 			return err
 		}
+	}
+	if entries == 0 && o.Name != "" {
+		return fmt.Errorf("read archive: it is empty: %w", io.ErrUnexpectedEOF)
 	}
 	return x.finishDirs()
 }
 
 type extractor struct {
-	root *os.Root
-	o    ExtractOptions
-	dirs []*tar.Header // whose modes and dates are set at the end
+	root    *os.Root // what all names are in: the directory, or the tree in it
+	tree    *os.Root // root, where it is ours to close
+	top     string   // what the archive calls root; empty where it is the directory
+	done    bool     // the one file has been extracted
+	o       ExtractOptions
+	part    string // how files are called until they are complete, with a number
+	parts   int
+	buf     []byte
+	dirs    []dirEntry
+	pending int // bytes that dirs take, about
+
+	// The directory of the last entry, in which the next one probably is too.
+	dir     string
+	in      *os.Root
+	inFile  *os.File
+	aliased bool // in is root itself
+}
+
+// dirEntry is a directory whose mode and date are set at the end: what is put into
+// it would change the one, and may be forbidden by the other.
+type dirEntry struct {
+	name string // in root; "." for root
+	h    *tar.Header
 }
 
 func refuse(h *tar.Header, format string, args ...any) error {
-	return fmt.Errorf("archive entry %q is %w: %s", h.Name, ErrEntry, fmt.Sprintf(format, args...))
+	return fmt.Errorf("archive entry %.300q is %w: %s", h.Name, ErrEntry, fmt.Sprintf(format, args...))
 }
 
-// local returns a name of an entry as a path below root.
+// local returns a name in the archive as a path below root.
 func (x *extractor) local(h *tar.Header, name string) (string, error) {
 	clean := path.Clean(name)
 	switch {
-	case name == "" || path.IsAbs(name) || clean == ".." || strings.HasPrefix(clean, "../") || strings.ContainsRune(name, 0):
-		return "", refuse(h, "%q leads out of the directory", name)
+	case len(name) > maxName:
+		return "", refuse(h, "its name has %d bytes, more than %d", len(name), maxName)
+	case name == "" || path.IsAbs(name) || strings.ContainsRune(name, 0):
+		return "", refuse(h, "%.300q is not the name of anything in the directory", name)
 	case slices.Contains(strings.Split(name, "/"), ".."):
-		return "", refuse(h, "%q has .. in it", name)
-	case x.o.Top != "." && clean != x.o.Top && !strings.HasPrefix(clean, x.o.Top+"/"):
-		return "", refuse(h, "%q is not in %q, which was asked for", name, x.o.Top)
+		return "", refuse(h, "%.300q has .. in it", name)
+	case x.done:
+		return "", refuse(h, "one file was asked for, and this is another one")
+	case x.top == "" || x.top == ".":
+		return clean, nil
+	case clean == x.top:
+		return ".", nil
 	}
-	return clean, nil
+	below, ok := strings.CutPrefix(clean, x.top+"/")
+	if !ok {
+		return "", refuse(h, "%.300q is not in %.300q, as the first entry is", name, x.top)
+	}
+	return below, nil
+}
+
+// first extracts the entry that is to be called o.Name. If it is a directory, all
+// others have to be in it.
+func (x *extractor) first(h *tar.Header, content io.Reader) error {
+	x.top = ""
+	name, err := x.local(h, h.Name)
+	if err != nil {
+		return err
+	}
+	x.top = name
+	if h.Typeflag != tar.TypeDir {
+		if name == "." {
+			return refuse(h, "the directory itself is no file")
+		}
+		err := x.make(h, x.o.Name, content)
+		x.done = true
+		return err
+	}
+	made, err := mkdir(x.root, x.o.Name)
+	if err != nil {
+		return err
+	}
+	// A link would lead to a directory that nobody asked for.
+	if info, err := x.root.Lstat(x.o.Name); err != nil || !info.IsDir() {
+		return errors.Join(err, &fs.PathError{Op: "extract to", Path: x.o.Name, Err: syscall.ENOTDIR})
+	}
+	tree, err := x.root.OpenRoot(x.o.Name)
+	if err != nil {
+		return err
+	}
+	x.root, x.tree = tree, tree
+	if made {
+		return x.later(h, ".")
+	}
+	return nil
 }
 
 func (x *extractor) entry(h *tar.Header, content io.Reader) error {
@@ -79,59 +177,128 @@ func (x *extractor) entry(h *tar.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if name == "." {
-		if h.Typeflag != tar.TypeDir {
-			return refuse(h, "the directory itself is no file")
-		}
-		return nil // it is the caller's, as it is
+	if name != "." {
+		return x.make(h, name, content)
 	}
-	if dir := path.Dir(name); dir != "." {
-		if err := x.root.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("extract %q: %w", h.Name, err)
-		}
+	if h.Typeflag != tar.TypeDir {
+		return refuse(h, "the directory itself is no file")
 	}
+	return nil // it stays as it is
+}
+
+// make makes the entry h as name, in its directory, which becomes x.in.
+func (x *extractor) make(h *tar.Header, name string, content io.Reader) error {
+	if err := x.enter(path.Dir(name)); err != nil {
+		return err
+	}
+	base := path.Base(name)
 	switch h.Typeflag {
 	case tar.TypeDir:
-		err = x.dir(h, name)
-	case tar.TypeReg:
-		err = x.replace(name, func(part string) error { return x.file(h, part, content) })
+		made, err := mkdir(x.in, base)
+		if err != nil || !made {
+			return err
+		}
+		return x.later(h, name)
+	case tar.TypeReg, tar.TypeGNUSparse:
+		if err := x.fits(h.Size); err != nil {
+			return err
+		}
+		return x.replace(base, func(part string) error { return x.file(h, part, content) })
 	case tar.TypeSymlink:
-		err = x.replace(name, func(part string) error {
-			return errors.Join(x.root.Symlink(h.Linkname, part), x.own(h, part))
+		return x.replace(base, func(part string) error {
+			if err := x.in.Symlink(h.Linkname, part); err != nil {
+				return err
+			}
+			return x.describe(h, part)
 		})
 	case tar.TypeLink:
-		var target string
-		if target, err = x.local(h, h.Linkname); err == nil {
-			err = x.replace(name, func(part string) error { return x.root.Link(target, part) })
+		target, err := x.local(h, h.Linkname)
+		if err != nil {
+			return err
 		}
+		// Link takes both names from root.
+		return x.replace(base, func(part string) error { return x.root.Link(target, path.Join(path.Dir(name), part)) })
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		if !x.o.Devices {
-			return refuse(h, "devices and pipes are not copied")
+			return refuse(h, "devices and pipes are not made here")
 		}
-		err = x.replace(name, func(part string) error { return x.node(h, part) })
-	default:
-		return refuse(h, "an entry of type %q", h.Typeflag)
+		return x.replace(base, func(part string) error { return x.node(h, part) })
 	}
-	if err != nil && !errors.Is(err, ErrEntry) {
-		err = fmt.Errorf("extract %q: %w", h.Name, err)
+	return refuse(h, "an entry of type %q", h.Typeflag)
+}
+
+// fits says whether there is room for a file. Small ones find out.
+func (x *extractor) fits(size int64) error {
+	if x.o.Room == nil || size <= copyBuffer {
+		return nil
+	}
+	room, err := x.o.Room()
+	if err == nil && size > room {
+		err = fmt.Errorf("it has %d bytes: %w", size, syscall.ENOSPC)
+	}
+	return err
+}
+
+// enter makes dir, a path in root, the directory to work in; it is made where it is
+// missing.
+func (x *extractor) enter(dir string) error {
+	if x.in != nil && x.dir == dir {
+		return nil
+	}
+	if err := x.leave(); err != nil {
+		return err
+	}
+	in := x.root
+	if dir != "." {
+		var err error
+		in, err = x.root.OpenRoot(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			if err = x.root.MkdirAll(dir, 0o777&^x.o.Umask); err == nil {
+				in, err = x.root.OpenRoot(dir)
+			}
+		}
+		if err != nil {
+			return err
+		}
+	}
+	x.dir, x.in, x.aliased = dir, in, dir == "."
+	var err error
+	x.inFile, err = in.Open(".")
+	return err
+}
+
+func (x *extractor) leave() error {
+	var err error
+	if x.inFile != nil {
+		err = x.inFile.Close()
+	}
+	if x.in != nil && !x.aliased {
+		err = errors.Join(err, x.in.Close())
+	}
+	x.in, x.inFile = nil, nil
+	return err
+}
+
+func (x *extractor) close() error {
+	err := x.leave()
+	if x.tree != nil {
+		err = errors.Join(err, x.tree.Close())
 	}
 	return err
 }
 
 // replace has a file made under another name and then gives it its own.
 func (x *extractor) replace(name string, mk func(part string) error) error {
-	if info, err := x.root.Lstat(name); err == nil && info.IsDir() {
-		return &fs.PathError{Op: "replace", Path: name, Err: syscall.EISDIR}
+	x.parts++
+	part := x.part + strconv.Itoa(x.parts)
+	err := mk(part)
+	if err == nil {
+		err = x.in.Rename(part, name)
 	}
-	part := path.Join(path.Dir(name), ".banger-"+rand.Text())
-	if err := mk(part); err != nil {
-		return errors.Join(err, ignoreAbsent(x.root.Remove(part)))
+	if err != nil {
+		return errors.Join(err, ignoreAbsent(x.in.Remove(part)))
 	}
-	if err := x.root.Rename(part, name); err != nil {
-		return errors.Join(err, ignoreAbsent(x.root.Remove(part)))
-	}
-	// Where both names are links to one file, rename(2) leaves both.
-	return ignoreAbsent(x.root.Remove(part))
+	return nil
 }
 
 func ignoreAbsent(err error) error {
@@ -141,24 +308,29 @@ func ignoreAbsent(err error) error {
 	return err
 }
 
-func (x *extractor) dir(h *tar.Header, name string) error {
-	err := x.root.Mkdir(name, 0o700)
-	if errors.Is(err, fs.ErrExist) {
-		info, serr := x.root.Stat(name)
-		if serr != nil {
-			return serr
-		}
-		if !info.IsDir() {
-			return &fs.PathError{Op: "make directory", Path: name, Err: syscall.ENOTDIR}
-		}
-		return nil // as it is
+// mkdir makes a directory, or finds one.
+func mkdir(in *os.Root, name string) (made bool, err error) {
+	err = in.Mkdir(name, 0o700)
+	if !errors.Is(err, fs.ErrExist) {
+		return err == nil, err
 	}
-	if err != nil {
-		return err
+	info, err := in.Stat(name)
+	if err == nil && !info.IsDir() {
+		err = &fs.PathError{Op: "make directory", Path: name, Err: syscall.ENOTDIR}
 	}
-	own := *h
-	own.Name = name
-	x.dirs = append(x.dirs, &own)
+	return false, err
+}
+
+// later notes a directory that was made.
+func (x *extractor) later(h *tar.Header, name string) error {
+	x.pending += 256 + len(name) + len(h.Name)
+	for key, value := range h.PAXRecords {
+		x.pending += len(key) + len(value)
+	}
+	if x.pending > maxPending {
+		return refuse(h, "it is one directory too many")
+	}
+	x.dirs = append(x.dirs, dirEntry{name, h})
 	return nil
 }
 
@@ -168,76 +340,149 @@ func (x *extractor) mode(h *tar.Header) fs.FileMode {
 	if x.o.Owners {
 		return mode & (fs.ModePerm | fs.ModeSetuid | fs.ModeSetgid | fs.ModeSticky)
 	}
-	return mode & fs.ModePerm
+	return mode & fs.ModePerm &^ x.o.Umask
 }
 
 func (x *extractor) file(h *tar.Header, part string, content io.Reader) (err error) {
-	f, err := x.root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := x.in.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	if _, err := io.Copy(f, content); err != nil {
+	if err := x.fill(f, h, content); err != nil {
 		return err
 	}
 	if x.o.Owners {
 		if err := f.Chown(h.Uid, h.Gid); err != nil { // before the mode: it clears setuid
 			return err
 		}
-		for key, value := range h.PAXRecords {
-			if name, ok := strings.CutPrefix(key, xattrPrefix); ok {
-				if err := linux.SetXattr(f, name, value); err != nil {
-					return err
-				}
-			}
+		if err := setXattrs(f, h); err != nil {
+			return err
 		}
 	}
 	if err := f.Chmod(x.mode(h)); err != nil {
 		return err
 	}
-	return x.root.Chtimes(part, time.Time{}, h.ModTime)
+	return linux.SetModified(x.inFile, part, h.ModTime)
 }
 
-// own sets the owner of a symbolic link.
-func (x *extractor) own(h *tar.Header, name string) error {
-	if !x.o.Owners {
-		return nil
-	}
-	return x.root.Lchown(name, h.Uid, h.Gid)
-}
-
-func (x *extractor) node(h *tar.Header, part string) error {
-	dir, err := x.root.Open(path.Dir(part))
-	if err != nil {
-		return err
-	}
-	defer dir.Close()
-	kind := map[byte]fs.FileMode{tar.TypeChar: fs.ModeDevice | fs.ModeCharDevice, tar.TypeBlock: fs.ModeDevice, tar.TypeFifo: fs.ModeNamedPipe}
-	if err := linux.MakeNode(dir, path.Base(part), kind[h.Typeflag], uint32(h.Devmajor), uint32(h.Devminor)); err != nil {
-		return err
-	}
-	if err := x.own(h, part); err != nil {
-		return err
-	}
-	return errors.Join(x.root.Chmod(part, x.mode(h)), x.root.Chtimes(part, time.Time{}, h.ModTime))
-}
-
-// finishDirs gives the directories that were made their modes and dates, which
-// what was put into them would have changed or forbidden.
-func (x *extractor) finishDirs() error {
-	for _, h := range slices.Backward(x.dirs) {
-		info, err := x.root.Lstat(h.Name)
-		if err != nil || !info.IsDir() {
-			continue // a later entry replaced it
+// fill writes the content of a file. Holes of a sparse one become holes.
+func (x *extractor) fill(f *os.File, h *tar.Header, content io.Reader) error {
+	sparse := h.Typeflag == tar.TypeGNUSparse || h.PAXRecords["GNU.sparse.major"] != "" || h.PAXRecords["GNU.sparse.map"] != ""
+	for left := h.Size; left > 0; {
+		chunk := x.buf[:min(left, int64(len(x.buf)))]
+		if _, err := io.ReadFull(content, chunk); err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return err
 		}
-		if x.o.Owners {
-			if err := x.root.Lchown(h.Name, h.Uid, h.Gid); err != nil {
+		left -= int64(len(chunk))
+		if sparse && zero(chunk) {
+			if _, err := f.Seek(int64(len(chunk)), io.SeekCurrent); err != nil {
 				return err
 			}
+			continue
 		}
-		if err := errors.Join(x.root.Chmod(h.Name, x.mode(h)), x.root.Chtimes(h.Name, time.Time{}, h.ModTime)); err != nil {
+		if _, err := f.Write(chunk); err != nil {
+			return err
+		}
+	}
+	if sparse {
+		return f.Truncate(h.Size)
+	}
+	return nil
+}
+
+func zero(b []byte) bool {
+	for len(b) > 0 {
+		n := min(len(b), len(zeros))
+		if string(b[:n]) != string(zeros[:n]) {
+			return false
+		}
+		b = b[n:]
+	}
+	return true
+}
+
+var zeros [4 << 10]byte
+
+func setXattrs(f *os.File, h *tar.Header) error {
+	for key, value := range h.PAXRecords {
+		name, ok := strings.CutPrefix(key, xattrPrefix)
+		if !ok {
+			continue
+		}
+		err := linux.SetXattr(f, name, value)
+		if err != nil && !errors.Is(err, syscall.ENOTSUP) { // not every file system has them
 			return err
 		}
 	}
 	return nil
 }
+
+// describe gives a link or node the owner and the date that the archive names.
+func (x *extractor) describe(h *tar.Header, part string) error {
+	if x.o.Owners {
+		if err := x.in.Lchown(part, h.Uid, h.Gid); err != nil {
+			return err
+		}
+	}
+	return linux.SetModified(x.inFile, part, h.ModTime)
+}
+
+func (x *extractor) node(h *tar.Header, part string) error {
+	kind := map[byte]fs.FileMode{tar.TypeChar: fs.ModeDevice | fs.ModeCharDevice, tar.TypeBlock: fs.ModeDevice, tar.TypeFifo: fs.ModeNamedPipe}
+	if err := linux.MakeNode(x.inFile, part, kind[h.Typeflag], uint32(h.Devmajor), uint32(h.Devminor)); err != nil {
+		return err
+	}
+	if err := x.describe(h, part); err != nil {
+		return err
+	}
+	return x.in.Chmod(part, x.mode(h))
+}
+
+// finishDirs gives the directories that were made their modes and dates, those
+// farther down first.
+func (x *extractor) finishDirs() error {
+	for _, d := range slices.Backward(x.dirs) {
+		if err := x.finishDir(d); err != nil {
+			return fmt.Errorf("extract %.300q: %w", d.h.Name, err)
+		}
+	}
+	return nil
+}
+
+func (x *extractor) finishDir(d dirEntry) (err error) {
+	f, err := x.root.OpenFile(d.name, os.O_RDONLY|syscall.O_DIRECTORY|syscall.O_NOFOLLOW, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	if x.o.Owners {
+		if err := f.Chown(d.h.Uid, d.h.Gid); err != nil {
+			return err
+		}
+		if err := setXattrs(f, d.h); err != nil {
+			return err
+		}
+	}
+	if err := f.Chmod(x.mode(d.h)); err != nil {
+		return err
+	}
+	return linux.SetModified(f, "", d.h.ModTime)
+}
+
+// Mode is a mode as chmod(2) has it.
+func Mode(m fs.FileMode) uint32 {
+	bits := uint32(m.Perm())
+	for flag, bit := range map[fs.FileMode]uint32{fs.ModeSetuid: syscall.S_ISUID, fs.ModeSetgid: syscall.S_ISGID, fs.ModeSticky: syscall.S_ISVTX} {
+		if m&flag != 0 {
+			bits |= bit
+		}
+	}
+	return bits
+}
+
+// modified is a date as far as an archive keeps it.
+func modified(t time.Time) time.Time { return t.Truncate(time.Second) }

@@ -24,7 +24,7 @@ const xattrPrefix = "SCHILY.xattr."
 
 // WriteOptions say what Write writes.
 type WriteOptions struct {
-	Name          string // what the tree is called in the archive; "." for what is in it
+	Name          string // what the tree is called in the archive; empty for "." if it is a directory, else its own name
 	Follow        bool   // where the path names a symbolic link, take what it leads to
 	OneFileSystem bool   // leave out what is in other file systems, as tar(1) does
 	Xattrs        bool
@@ -32,7 +32,8 @@ type WriteOptions struct {
 
 // Write writes the file or tree at path to w as a tar archive, with modes, owners
 // by number, dates in seconds, symbolic and hard links, devices. Sockets are left
-// out. A file that changes its size meanwhile is an error.
+// out. A file that becomes shorter meanwhile is an error. What was written before an
+// error ends in the middle of an entry, so that nobody takes it for the whole.
 func Write(w io.Writer, path string, o WriteOptions) error {
 	info, err := Stat(path, o.Follow)
 	if err != nil {
@@ -43,11 +44,28 @@ func Write(w io.Writer, path string, o WriteOptions) error {
 			return err
 		}
 	}
-	t := &writer{tar: tar.NewWriter(w), o: o, links: map[inode]string{}, device: inodeOf(info).device}
+	if info.Mode()&fs.ModeSocket != 0 {
+		return fmt.Errorf("archive %s: a socket cannot be copied: %w", path, syscall.ENOTSUP)
+	}
+	if o.Name == "" {
+		o.Name = filepath.Base(path)
+		if info.IsDir() {
+			o.Name = "."
+		}
+	}
+	t := &writer{tar: tar.NewWriter(w), o: o, links: map[inode]string{}, device: inodeOf(info).device, buf: make([]byte, copyBuffer)}
 	if err := t.add(path, o.Name, info); err != nil {
+		t.cut(w)
 		return err
 	}
 	return t.tar.Close()
+}
+
+// cut ends an archive that is not whole, if there is one already.
+func (t *writer) cut(w io.Writer) {
+	if t.entries > 0 && t.tar.Flush() == nil { // else an entry is not whole as it is
+		_, _ = io.WriteString(w, "cut off")
+	}
 }
 
 // Stat is os.Stat or os.Lstat.
@@ -70,6 +88,9 @@ type writer struct {
 	o      WriteOptions
 	links  map[inode]string // the first name of each file that has several
 	device uint64
+	buf    []byte
+
+	entries int
 }
 
 func (t *writer) add(file, name string, info fs.FileInfo) error {
@@ -87,7 +108,7 @@ func (t *writer) add(file, name string, info fs.FileInfo) error {
 	if err != nil {
 		return fmt.Errorf("archive %s: %w", file, err)
 	}
-	h.Name, h.ModTime = name, info.ModTime().Truncate(time.Second)
+	h.Name, h.ModTime = name, modified(info.ModTime())
 	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
 	if info.IsDir() {
 		h.Name += "/"
@@ -105,16 +126,21 @@ func (t *writer) add(file, name string, info fs.FileInfo) error {
 			return err
 		}
 	}
-	if err := t.tar.WriteHeader(h); err != nil {
+	if h.Typeflag == tar.TypeReg {
+		return t.regular(h, file)
+	}
+	if err := t.header(h); err != nil {
 		return fmt.Errorf("archive %s: %w", file, err)
 	}
-	switch {
-	case h.Typeflag == tar.TypeReg:
-		return t.content(file, info.Size())
-	case info.IsDir() && !(t.o.OneFileSystem && id.device != t.device):
+	if info.IsDir() && !(t.o.OneFileSystem && id.device != t.device) {
 		return t.addAll(file, name)
 	}
 	return nil
+}
+
+func (t *writer) header(h *tar.Header) error {
+	t.entries++
+	return t.tar.WriteHeader(h)
 }
 
 func xattrs(file string) (map[string]string, error) {
@@ -151,18 +177,44 @@ func (t *writer) addAll(dir, name string) error {
 	return nil
 }
 
-func (t *writer) content(file string, size int64) error {
-	f, err := os.Open(file)
+// errChanged is in the chain of the errors for files that changed under the reader.
+var errChanged = errors.New("it became shorter while it was read")
+
+// regular adds a file. It has been looked at before; what is there now must be a
+// file too, and not a link to one.
+func (t *writer) regular(h *tar.Header, file string) error {
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	n, err := io.Copy(t.tar, io.LimitReader(f, size))
-	if err == nil && n < size {
-		err = errors.New("it became shorter while it was read")
+	var first []byte
+	if h.Size == 0 { // files of /proc say that, and have content
+		n, err := io.ReadFull(f, t.buf)
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return err
+		}
+		first, h.Size = t.buf[:n], int64(n)
 	}
-	if err != nil {
+	if err := t.header(h); err != nil {
 		return fmt.Errorf("archive %s: %w", file, err)
+	}
+	if len(first) > 0 {
+		_, err := t.tar.Write(first)
+		return err
+	}
+	for left := h.Size; left > 0; {
+		n, err := f.Read(t.buf[:min(left, int64(len(t.buf)))])
+		if err == io.EOF {
+			return fmt.Errorf("archive %s: %w", file, errChanged)
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := t.tar.Write(t.buf[:n]); err != nil {
+			return err
+		}
+		left -= int64(n)
 	}
 	return nil
 }

@@ -41,6 +41,7 @@ const (
 	requestTimeout = 10 * time.Second
 	maxBody        = 64 << 10
 	maxMessage     = 1 << 10
+	maxAnswer      = 4 << 20
 )
 
 // Conn is a connection to an agent. Its methods may be called concurrently.

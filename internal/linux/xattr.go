@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,4 +63,35 @@ func MakeNode(dir *os.File, name string, kind fs.FileMode, major, minor uint32) 
 		return &os.PathError{Op: "make node", Path: name, Err: err}
 	}
 	return nil
+}
+
+// SetModified sets when the file called name in a directory was last changed, or
+// the open file dir itself where name is empty; a symbolic link is not followed.
+// The time of the last access is left alone. See utimensat(2).
+func SetModified(dir *os.File, name string, t time.Time) error {
+	modified, err := unix.TimeToTimespec(t)
+	if err != nil {
+		return &os.PathError{Op: "set date of", Path: name, Err: err}
+	}
+	times := []unix.Timespec{{Nsec: unix.UTIME_OMIT}, modified}
+	if name == "" {
+		name = fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
+		err = unix.UtimesNanoAt(unix.AT_FDCWD, name, times, 0)
+	} else {
+		err = unix.UtimesNanoAt(int(dir.Fd()), name, times, unix.AT_SYMLINK_NOFOLLOW)
+	}
+	if err != nil {
+		return &os.PathError{Op: "set date of", Path: name, Err: err}
+	}
+	return nil
+}
+
+// Room returns the bytes that an unprivileged user may still write to the file
+// system of an open file; statfs(2).
+func Room(f *os.File) (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(int(f.Fd()), &st); err != nil {
+		return 0, &os.PathError{Op: "look at file system of", Path: f.Name(), Err: err}
+	}
+	return int64(st.Bavail) * st.Bsize, nil
 }

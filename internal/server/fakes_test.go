@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -121,6 +122,32 @@ func (v *vms) Lease(_ context.Context, caller uint32, ref string) (func(), error
 	}
 	v.leased <- true
 	return func() { v.leased <- false }, nil
+}
+
+func (v *vms) Stat(_ context.Context, caller uint32, ref, path string, _ bool) (api.File, error) {
+	_, err := v.find(caller, ref)
+	return api.File{Path: path, Kind: api.FileRegular}, err
+}
+
+// ReadFiles sends the path instead of an archive, and breaks off as the path says.
+func (v *vms) ReadFiles(_ context.Context, caller uint32, ref string, q api.ReadFiles) (io.ReadCloser, error) {
+	if _, err := v.find(caller, ref); err != nil {
+		return nil, err
+	}
+	end := map[string]error{"/changed": api.Errorf(api.CodeConflict, "read /changed: it became shorter"), "/broken": io.ErrUnexpectedEOF}[q.Path]
+	if end == nil {
+		end = io.EOF
+	}
+	return io.NopCloser(io.MultiReader(strings.NewReader(q.Path), iotest.ErrReader(end))), nil
+}
+
+func (v *vms) WriteFiles(_ context.Context, caller uint32, ref string, q api.WriteFiles, r io.Reader) error {
+	if _, err := v.find(caller, ref); err != nil {
+		return err
+	}
+	text, err := io.ReadAll(r)
+	v.note("write " + q.Path + " " + q.Name + " " + string(text))
+	return err
 }
 
 func (v *vms) Agent(_ context.Context, caller uint32, ref string) (http.RoundTripper, error) {

@@ -44,6 +44,9 @@ type VMs interface {
 	Logs(ctx context.Context, caller uint32, ref string) (io.ReadCloser, error)
 	Lease(ctx context.Context, caller uint32, ref string) (release func(), err error)
 	Agent(ctx context.Context, caller uint32, ref string) (http.RoundTripper, error)
+	Stat(ctx context.Context, caller uint32, ref, path string, follow bool) (api.File, error)
+	ReadFiles(ctx context.Context, caller uint32, ref string, q api.ReadFiles) (io.ReadCloser, error)
+	WriteFiles(ctx context.Context, caller uint32, ref string, q api.WriteFiles, r io.Reader) error
 	AuthorizeSSH(ctx context.Context, caller uint32, ref, publicKey string) (api.SSHAccess, error)
 }
 
@@ -97,6 +100,7 @@ func (s *server) register(mux humago.Mux) *huma.OpenAPI {
 	s.systemRoutes(routes)
 	s.vmRoutes(routes)
 	s.sshRoutes(routes)
+	s.guestRoutes(routes)
 	s.changeRoutes(routes)
 	s.operationRoutes(routes)
 	s.imageRoutes(routes)

@@ -44,7 +44,7 @@ type stream struct {
 // streamRoutes registers the routes that are not JSON and describes them.
 func (s *server) streamRoutes(mux humago.Mux, doc *huma.OpenAPI) {
 	const events, text, json = "text/event-stream", "text/plain", "application/json"
-	for _, r := range []stream{
+	for _, r := range append(s.fileStreams(), []stream{
 		{spec{"GET /operations/{id}/events", 200, "follow-operation", "Follow an operation to its end.",
 			"Server-sent events (WHATWG HTML, 9.2). Each event \"progress\" has a Progress in JSON as its data; the last event, \"done\", has the Operation. " +
 				"A comment comes every 15 seconds in between. A stream that ends without \"done\" was broken: ask again.",
@@ -73,7 +73,7 @@ func (s *server) streamRoutes(mux humago.Mux, doc *huma.OpenAPI) {
 			"The body is a linux-image .deb. Root only.",
 			[]api.Code{api.CodeInvalid, api.CodeAlreadyExists, api.CodeUnavailable, api.CodeNoSpace, api.CodeUnsupported}}, json, api.Kernel{}, upload, s.importKernel},
 		{spec{"GET /openapi.json", 200, "openapi", "Get this document.", "", nil}, documentType, map[string]any{}, "", s.serveDocument(doc)},
-	} {
+	}...) {
 		mux.HandleFunc(r.pattern(), r.handle)
 		doc.AddOperation(r.operation(doc))
 	}
@@ -95,6 +95,9 @@ func (r stream) operation(doc *huma.OpenAPI) *huma.Operation {
 		if strings.Contains(op.Path, "{"+name+"}") {
 			op.Parameters = append(op.Parameters, &huma.Param{Name: name, In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
 		}
+	}
+	if query, ok := queries[r.id]; ok {
+		op.Parameters = append(op.Parameters, queryParams(doc, query)...)
 	}
 	if r.takes != "" {
 		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{

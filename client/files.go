@@ -1,0 +1,69 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+
+	"banger/api"
+)
+
+// Stat looks at an absolute path in a running VM; with follow, at what symbolic
+// links lead to, also one in the last element. Not_found where there is nothing.
+func (c *Client) Stat(ctx context.Context, ref, path string, follow bool) (api.File, error) {
+	var f api.File
+	err := c.call(ctx, request{method: http.MethodGet, path: []string{"vms", ref, "stat"},
+		query: url.Values{"path": {path}, "follow": {strconv.FormatBool(follow)}}}, nil, &f)
+	return f, err
+}
+
+// ReadFiles returns a file or directory of a running VM as a tar archive, which the
+// caller closes. The archive is the guest's word: who extracts it must not trust
+// the names and links in it. One that could not be completed ends with an error
+// instead of io.EOF.
+func (c *Client) ReadFiles(ctx context.Context, ref string, q api.ReadFiles) (io.ReadCloser, error) {
+	r := request{method: http.MethodGet, path: []string{"vms", ref, "files"}, query: q.Values()}
+	resp, err := c.send(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return &archive{ctx, r, resp}, nil
+}
+
+// archive is the body of an answer whose trailer may say why it is not whole.
+type archive struct {
+	ctx  context.Context
+	r    request
+	resp *http.Response
+}
+
+func (a *archive) Read(p []byte) (int, error) {
+	n, err := a.resp.Body.Read(p)
+	if err == nil {
+		return n, nil
+	}
+	if err != io.EOF {
+		return n, broken(a.ctx, a.r, err)
+	}
+	if text := a.resp.Trailer.Get(api.TrailerError); text != "" {
+		var e api.Error
+		if json.Unmarshal([]byte(text), &e) != nil || e.Message == "" {
+			return n, api.Errorf(api.CodeInternal, "%s: the archive is not whole", a.r)
+		}
+		return n, &e
+	}
+	return n, io.EOF
+}
+
+func (a *archive) Close() error { return a.resp.Body.Close() }
+
+// WriteFiles extracts the tar archive r, which is read to its end, in a directory
+// of a running VM. What was extracted before an error stays; a file is there under
+// its name only when it is complete.
+func (c *Client) WriteFiles(ctx context.Context, ref string, q api.WriteFiles, r io.Reader) error {
+	return c.call(ctx, request{method: http.MethodPut, path: []string{"vms", ref, "files"}, query: q.Values(), body: io.NopCloser(r),
+		header: http.Header{"Content-Type": {"application/x-tar"}, "Expect": {"100-continue"}}}, nil, nil)
+}
