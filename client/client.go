@@ -1,17 +1,3 @@
-// Package client is the Go client of bangerd: one method for each request that
-// the daemon answers over its Unix socket. The CLI is built on it, and so can be
-// other programs. Types and error codes are those of package api, the only part
-// of banger that it imports.
-//
-//	c := client.New("/run/banger/bangerd.sock")
-//	vm, op, err := c.CreateVM(ctx, api.CreateVM{Image: "debian", Start: true})
-//	if err != nil {
-//		return err
-//	}
-//	if _, err := c.Wait(ctx, op.ID, nil); err != nil {
-//		return err
-//	}
-//	status, err := c.Exec(ctx, vm.ID, client.ExecOptions{Command: []string{"uname", "-r"}, Stdout: os.Stdout})
 package client
 
 import (
