@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -200,5 +201,55 @@ func TestExecCancelled(t *testing.T) {
 	_, err := runExec(ctx, ExecOptions{Command: []string{"sh", "-c", "echo ready; sleep 1"}, Stdout: out}, dial)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v, want a cancelled context", err)
+	}
+}
+
+// Opened comes once, before the command: a signal given there reaches it, and an
+// error there means that nothing runs.
+func TestExecOpened(t *testing.T) {
+	dial, _ := startAgent(t)
+	signals := make(chan string, 1)
+	opened := 0
+	got, err := runExec(t.Context(), ExecOptions{Command: []string{"sleep", "1000"}, Signals: signals, Opened: func() error {
+		opened++
+		signals <- "TERM"
+		return nil
+	}}, dial)
+	if err != nil || got.Signal != "TERM" || opened != 1 {
+		t.Errorf("got %+v, %v; opened %d times", got, err, opened)
+	}
+
+	refused := errors.New("refused")
+	made := t.TempDir() + "/made"
+	_, err = runExec(t.Context(), ExecOptions{Command: []string{"touch", made}, Opened: func() error { return refused }}, dial)
+	if !errors.Is(err, refused) {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(made); err == nil {
+		t.Error("the command ran")
+	}
+}
+
+// Arrived tells all of the input, also where the connection broke.
+func TestExecArrived(t *testing.T) {
+	dial, cut := startAgent(t)
+	const size = 1 << 20
+	var arrived, opened int64
+	var out bytes.Buffer
+	_, err := runExec(t.Context(), ExecOptions{
+		Command: []string{"cat"}, Stdin: bytes.NewReader(make([]byte, size)), Stdout: &out,
+		Opened: func() error { opened++; return nil },
+		Arrived: func(n int64) {
+			if arrived < size/2 && n >= size/2 {
+				cut()
+			}
+			if n <= arrived {
+				t.Errorf("%d after %d", n, arrived)
+			}
+			arrived = n
+		},
+	}, dial)
+	if err != nil || out.Len() != size || arrived != size || opened != 1 {
+		t.Errorf("%v; %d bytes came back, %d arrived, opened %d times", err, out.Len(), arrived, opened)
 	}
 }

@@ -25,6 +25,10 @@ import (
 // is undone.
 const cancelPatience = 30 * time.Second
 
+// begunPatience is how long it waits for the answer to a request that begins
+// something.
+const begunPatience = 5 * time.Second
+
 // deps is what commands work with; tests put their own in.
 type deps struct {
 	client  *client.Client
@@ -182,6 +186,16 @@ func (d *deps) printJSON(v any) error {
 	out := json.NewEncoder(d.stdout)
 	out.SetIndent("", "  ")
 	return out.Encode(v)
+}
+
+// outliving is ctx for a request that begins something: the end of ctx does not cut
+// it off at once, since without the answer nobody could undo what it began.
+func outliving(ctx context.Context) (context.Context, context.CancelFunc) {
+	out, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() {
+		time.AfterFunc(begunPatience, func() { cancel(context.Cause(ctx)) })
+	})
+	return out, func() { stop(); cancel(nil) }
 }
 
 // wait follows an operation to its end; when ctx ends it is cancelled.

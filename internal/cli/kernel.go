@@ -71,7 +71,9 @@ func kernelCommands(d *deps) *cobra.Command {
 
 // pullKernel gets the kernel that the host's package manager offers.
 func (d *deps) pullKernel(ctx context.Context) (api.Kernel, error) {
-	op, err := d.client.PullKernel(ctx)
+	asking, answered := outliving(ctx)
+	op, err := d.client.PullKernel(asking)
+	answered()
 	if err != nil {
 		return api.Kernel{}, err
 	}

@@ -187,7 +187,9 @@ func (p *provision) check() error {
 // missing and known where to get.
 func (d *deps) create(ctx context.Context, spec api.CreateVM, p provision) (api.VM, api.Operation, error) {
 	for got := map[string]bool{}; ; {
-		vm, op, err := d.client.CreateVM(ctx, spec)
+		asking, answered := outliving(ctx)
+		vm, op, err := d.client.CreateVM(asking, spec)
+		answered()
 		if err == nil {
 			return vm, op, nil
 		}

@@ -180,7 +180,9 @@ func verb(d *deps, name, short string, begin func(context.Context, string) (api.
 			vm, err := d.client.VM(ctx, ref)
 			b := begun{name: vm.Name, err: err}
 			if err == nil {
-				b.op, b.err = begin(ctx, vm.ID)
+				asking, answered := outliving(ctx)
+				b.op, b.err = begin(asking, vm.ID)
+				answered()
 			}
 			all = append(all, b)
 		}
