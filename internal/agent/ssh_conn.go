@@ -6,6 +6,7 @@ import (
 	"net"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -228,6 +229,7 @@ func (c *sshConn) accept(l net.Listener, f forward) {
 // acceptedEnv says whether a client may set a variable: what distributions let
 // sshd accept.
 func acceptedEnv(name string) bool {
+	rest, locale := strings.CutPrefix(name, "LC_")
 	return slices.Contains([]string{"LANG", "LANGUAGE", "TZ", "COLORTERM", "NO_COLOR"}, name) ||
-		len(name) > 3 && len(name) < 64 && name[:3] == "LC_"
+		locale && rest != "" && len(rest) < 64 && strings.Trim(rest, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == ""
 }
