@@ -265,6 +265,21 @@ func TestSettings(t *testing.T) {
 	if keys, err := db.SSHKeys(ctx, 7); err != nil || !slices.Equal(keys, []string{"ssh-ed25519 a", "ssh-ed25519 b"}) {
 		t.Errorf("keys %q, %v", keys, err)
 	}
+	// The last ones of a user are kept, and nobody else's go for them.
+	var last []string
+	for i := range 40 {
+		key := fmt.Sprintf("ssh-ed25519 key%02d", i)
+		must(t, db.AddSSHKey(ctx, 7, key))
+		if i >= 24 {
+			last = append(last, key)
+		}
+	}
+	if keys, err := db.SSHKeys(ctx, 7); err != nil || !slices.Equal(keys, last) {
+		t.Errorf("keys %q, %v, want %q", keys, err, last)
+	}
+	if keys, err := db.SSHKeys(ctx, 8); err != nil || len(keys) != 1 {
+		t.Errorf("another user's keys %q, %v", keys, err)
+	}
 }
 
 func TestRemoval(t *testing.T) {
