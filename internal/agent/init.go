@@ -61,6 +61,7 @@ func initProcess() error {
 func handOver(boot wire.Boot) error {
 	path, err := findInit(inits)
 	if err != nil {
+		cleanDisks("/") // an image without an init is no accident
 		return err
 	}
 	if err := unmanage(); err != nil {

@@ -39,14 +39,20 @@ func powerOff(patience time.Duration) {
 		}
 	}
 	_ = linux.SignalAll("KILL")
-	linux.Sync()
-	for _, dir := range []string{workMount, "/", upperMount} {
-		if err := linux.RemountReadOnly(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			log.Printf("remount %s read-only: %v", dir, err)
-		}
-	}
+	cleanDisks("/")
 	if err := linux.PowerOff(); err != nil {
 		log.Print(err)
+	}
+}
+
+// cleanDisks leaves the VM's disks, of which the tree at root is made, as though they
+// had been unmounted.
+func cleanDisks(root string) {
+	linux.Sync()
+	for _, dir := range []string{workMount, "/", upperMount} {
+		if err := linux.RemountReadOnly(filepath.Join(root, dir)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			log.Printf("remount %s read-only: %v", dir, err)
+		}
 	}
 }
 
