@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -77,6 +78,9 @@ func (c *Conn) files(ctx context.Context, what, method, path string, body io.Rea
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
 	resp, err := c.transport.RoundTrip(req)
+	if coded, ok := errors.AsType[*api.Error](err); ok {
+		return nil, coded // of the body's reader
+	}
 	if err != nil {
 		return nil, api.Errorf(api.CodeGuest, "%s: %w", what, err)
 	}

@@ -83,13 +83,24 @@ func (s *server) writeFiles(w http.ResponseWriter, r *http.Request) {
 	defer cancel()
 	q, err := api.ParseWriteFiles(r.URL.Query())
 	if err == nil {
-		err = s.VMs.WriteFiles(ctx, caller(ctx), r.PathValue("vm"), q, r.Body)
+		err = s.VMs.WriteFiles(ctx, caller(ctx), r.PathValue("vm"), q, received(patient(w, r.Body)))
 	}
 	if err != nil {
 		s.fail(w, err)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
+}
+
+// received is a body whose errors are the caller's.
+func received(body io.Reader) io.Reader {
+	return readFunc(func(p []byte) (int, error) {
+		n, err := body.Read(p)
+		if _, coded := errors.AsType[*api.Error](err); err != nil && err != io.EOF && !coded {
+			err = api.Errorf(api.CodeInvalid, "receive archive: %w", err)
+		}
+		return n, err
+	})
 }
 
 // queries are the queries that streams take, as structs with huma's tags, by the

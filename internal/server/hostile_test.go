@@ -210,7 +210,7 @@ func TestOthersObjectsAreNotFound(t *testing.T) {
 			asked, body := asked, leastBody(t, doc, described)
 			for _, p := range described.Parameters {
 				if p.In == "query" && p.Required {
-					asked += "?" + p.Name + "=1"
+					asked += "?" + p.Name + map[bool]string{true: "=/", false: "=1"}[p.Name == "path"]
 				}
 			}
 			resp, text := d.do(t, method, asked, body, nil)

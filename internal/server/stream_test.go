@@ -3,11 +3,13 @@ package server
 import (
 	"context"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/coder/websocket"
 
@@ -236,6 +238,45 @@ func TestExecWithoutAnAnswer(t *testing.T) {
 		resp, text = d.do(t, "GET", path, "", nil)
 		if resp.StatusCode != api.CodeInvalid.HTTPStatus() || !strings.Contains(text, protocol) {
 			t.Errorf("%s without Upgrade: %s: %s", path, resp.Status, text)
+		}
+	}
+}
+
+// TestFiles copies both ways, with archives that are cut off.
+func TestFiles(t *testing.T) {
+	d := started(t, 1000)
+	for path, want := range map[string]struct {
+		text string
+		code api.Code
+	}{"/whole": {"/whole", ""}, "/changed": {"/changed", api.CodeConflict}, "/broken": {"", api.CodeUnavailable}} {
+		files, err := d.ReadFiles(t.Context(), "one", api.ReadFiles{Path: path})
+		if path == "/broken" { // so early that there is no answer at all
+			if api.CodeOf(err) != want.code {
+				t.Errorf("%s: %v", path, err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(files)
+		if string(text) != want.text || api.CodeOf(err) != want.code {
+			t.Errorf("%s: %q, %v", path, text, err)
+		}
+		if err := files.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := d.WriteFiles(t.Context(), "one", api.WriteFiles{Path: "/srv", Name: "it"}, strings.NewReader("archive")); err != nil || d.vms.asked != "write /srv it archive" {
+		t.Errorf("write: %v, %q", err, d.vms.asked)
+	}
+	torn := iotest.ErrReader(api.Errorf(api.CodeConflict, "it became shorter"))
+	if err := d.WriteFiles(t.Context(), "one", api.WriteFiles{Path: "/srv"}, io.MultiReader(strings.NewReader("x"), torn)); api.CodeOf(err) != api.CodeConflict {
+		t.Errorf("write of what cannot be read: %v", err)
+	}
+	for _, q := range []api.ReadFiles{{Path: "relative"}, {Path: "/" + strings.Repeat("x", 5000)}, {Path: "/a\x00"}, {Path: "/", Name: "a/b"}} {
+		if _, err := d.ReadFiles(t.Context(), "one", q); api.CodeOf(err) != api.CodeInvalid {
+			t.Errorf("%+.50v: %v", q, err)
 		}
 	}
 }
