@@ -35,6 +35,7 @@ type sshSession struct {
 	size api.WindowSize
 
 	begun  bool
+	rest   func() // of a command that was begun: what comes after the answer to its request
 	finish sync.WaitGroup
 
 	mu     sync.Mutex
@@ -51,6 +52,10 @@ func (c *sshConn) session(n ssh.NewChannel) {
 	for r := range requests {
 		ok := s.request(r)
 		_ = r.Reply(ok, nil)
+		if rest := s.rest; rest != nil {
+			s.rest = nil
+			s.finish.Go(rest)
+		}
 	}
 	// The channel is closed: a command that still runs has lost its terminal.
 	s.signal("HUP")
@@ -173,13 +178,13 @@ func (s *sshSession) begin(prepare func(user) (*exec.Cmd, error), tty bool) bool
 		}
 	}
 	if err != nil {
-		go s.refuse(err)
+		s.rest = func() { s.refuse(err) }
 		return true
 	}
 	s.mu.Lock()
 	s.pgid, s.resize = cmd.Process.Pid, p.resize
 	s.mu.Unlock()
-	s.finish.Go(func() { s.run(cmd, p, tty) })
+	s.rest = func() { s.run(cmd, p, tty) }
 	return true
 }
 
