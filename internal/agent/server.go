@@ -113,6 +113,9 @@ func apply(c wire.Configure) error {
 	if c.Grow {
 		errs = append(errs, growDisks())
 	}
+	if c.Network != nil {
+		errs = append(errs, applyNetwork(*c.Network))
+	}
 	errs = append(errs, identify("/", c.Hostname, c.MachineID))
 	return errors.Join(errs...)
 }
@@ -123,7 +126,7 @@ func apply(c wire.Configure) error {
 func identify(dir, hostname, machineID string) error {
 	var errs []error
 	if hostname != "" {
-		errs = append(errs, linux.SetHostname(hostname), writeUnder(dir, "etc/hostname", hostname+"\n", 0o644))
+		errs = append(errs, linux.SetHostname(hostname), writeUnder(dir, "etc/hostname", hostname+"\n", 0o644), nameHost(dir, hostname))
 	}
 	if machineID != "" {
 		if b, err := hex.DecodeString(machineID); err != nil || len(b) != 16 {

@@ -40,7 +40,7 @@ var directions = map[string][]string{
 	"internal/bootstrap":   {"internal/linux"},
 	"internal/cli":         {"client", "internal/archive", "internal/bootstrap", "internal/linux", "internal/sshconf"},
 	"internal/config":      {},
-	"internal/daemon":      {"internal/agentbin", "internal/disk", "internal/guest", "internal/identity", "internal/image", "internal/kernel", "internal/linux", "internal/operation", "internal/resource", "internal/server", "internal/store", "internal/vm", "internal/vmm", "internal/vmm/qemu"},
+	"internal/daemon":      {"internal/agentbin", "internal/disk", "internal/guest", "internal/identity", "internal/image", "internal/kernel", "internal/linux", "internal/network", "internal/operation", "internal/resource", "internal/server", "internal/store", "internal/vm", "internal/vmm", "internal/vmm/qemu"},
 	"internal/intake":      {},
 	"internal/disk":        {"internal/linux", "internal/resource"},
 	"internal/guest":       {"internal/guest/wire"},
@@ -50,12 +50,13 @@ var directions = map[string][]string{
 	"internal/image":       {"internal/intake", "internal/linux", "internal/resource"},
 	"internal/kernel":      {"internal/intake", "internal/guest/wire", "internal/linux", "internal/resource"},
 	"internal/linux":       {},
+	"internal/network":     {"internal/linux", "internal/resource"},
 	"internal/operation":   {},
 	"internal/resource":    {"internal/linux"},
 	"internal/server":      {"internal/image", "internal/kernel", "internal/linux", "internal/operation", "internal/vm"},
 	"internal/sshconf":     {},
 	"internal/store":       {"internal/image", "internal/kernel", "internal/resource", "internal/vm"},
-	"internal/vm":          {"internal/disk", "internal/guest", "internal/guest/wire", "internal/linux", "internal/operation", "internal/resource", "internal/vmm"},
+	"internal/vm":          {"internal/disk", "internal/guest", "internal/guest/wire", "internal/linux", "internal/network", "internal/operation", "internal/resource", "internal/vmm"},
 	"internal/vmm":         {"internal/linux", "internal/resource"},
 	"internal/vmm/qemu":    {"internal/linux", "internal/resource", "internal/vmm"},
 	"internal/vmm/vmmtest": {"internal/guest", "internal/guest/wire", "internal/linux", "internal/resource", "internal/vmm"},
@@ -65,9 +66,12 @@ var directions = map[string][]string{
 
 // only maps packages of others to the only ones of ours that may import them.
 var only = map[string][]string{
-	"golang.org/x/sys/unix": {"internal/linux"},
-	"database/sql":          {"internal/store"},
-	"modernc.org/sqlite":    {"internal/store"},
+	"golang.org/x/sys/unix":           {"internal/linux"},
+	"github.com/vishvananda/netlink":  {"internal/linux"},
+	"github.com/google/nftables":      {"internal/linux"},
+	"github.com/google/nftables/expr": {"internal/linux"},
+	"database/sql":                    {"internal/store"},
+	"modernc.org/sqlite":              {"internal/store"},
 }
 
 // file is a parsed Go file of this module.

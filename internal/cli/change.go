@@ -112,3 +112,20 @@ func (o *onOff) String() string {
 	}
 	return "off"
 }
+
+// optionalOnOff is a flag that takes on or off and knows whether it was given.
+type optionalOnOff struct{ value **bool }
+
+func (o *optionalOnOff) Set(s string) error {
+	var on onOff
+	err := on.Set(s)
+	*o.value = (*bool)(&on)
+	return err
+}
+func (o *optionalOnOff) Type() string { return "on|off" }
+func (o *optionalOnOff) String() string {
+	if *o.value == nil {
+		return ""
+	}
+	return (*onOff)(*o.value).String()
+}

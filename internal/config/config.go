@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,6 +57,20 @@ func (s *Size) UnmarshalText(text []byte) error {
 	return err
 }
 
+// Subnet is an IPv4 prefix that has room for hosts, such as 10.61.0.0/20.
+type Subnet struct{ netip.Prefix }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Subnet) UnmarshalText(text []byte) error {
+	if err := s.Prefix.UnmarshalText(text); err != nil {
+		return err
+	}
+	if s.IsValid() && (!s.Addr().Is4() || s.Bits() < 8 || s.Bits() > 29 || s.Prefix != s.Masked()) {
+		return fmt.Errorf("%s is no IPv4 subnet of /8 to /29", s)
+	}
+	return nil
+}
+
 // Config is the content of the configuration file. Every key has a default.
 type Config struct {
 	Group string `toml:"group"` // members may use the daemon; VMs are their own
@@ -65,7 +80,14 @@ type Config struct {
 		Memory   Size   `toml:"memory"`
 		RootSize Size   `toml:"root_size"`
 		DiskSize Size   `toml:"disk_size"` // of the work disk; 0 for none
+		Network  string `toml:"network"`   // bridge or none
+		NAT      bool   `toml:"nat"`       // whether it may reach what is beyond the host
 	} `toml:"vm"`
+	Network struct {
+		Subnet    Subnet         `toml:"subnet"`    // of the VMs; a free one is chosen where it is empty
+		Allow     []netip.Prefix `toml:"allow"`     // private networks that VMs may reach
+		Resolvers []netip.Addr   `toml:"resolvers"` // for guests' queries; the host's where it is empty
+	} `toml:"network"`
 	Image struct {
 		MaxSize    Size  `toml:"max_size"`
 		MaxEntries int64 `toml:"max_entries"`
@@ -85,6 +107,8 @@ func Load(path string) (Config, error) {
 	c.VM.Memory = 512 << 20
 	c.VM.RootSize = 10 << 30
 	c.VM.DiskSize = 10 << 30
+	c.VM.Network = string(api.NetworkBridge)
+	c.VM.NAT = true
 	c.Image.MaxSize = 20 << 30
 	c.Image.MaxEntries = 2_000_000
 	text, err := os.ReadFile(path)
@@ -117,6 +141,14 @@ func (c Config) validate() error {
 	} {
 		if number.value <= 0 {
 			return fmt.Errorf("%s is %d; it must be more than 0", number.key, number.value)
+		}
+	}
+	if n := api.Network(c.VM.Network); n != api.NetworkBridge && n != api.NetworkNone {
+		return fmt.Errorf("vm.network is %q; it must be bridge or none", n)
+	}
+	for _, p := range c.Network.Allow {
+		if !p.Addr().Is4() {
+			return fmt.Errorf("network.allow: %s is not IPv4", p)
 		}
 	}
 	return nil

@@ -1,8 +1,10 @@
 package config
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -21,6 +23,7 @@ func write(t *testing.T, text string) string {
 func defaults() Config {
 	c := Config{Group: "banger"}
 	c.VM.Image, c.VM.CPUs, c.VM.Memory, c.VM.RootSize, c.VM.DiskSize = "debian", 1, 512<<20, 10<<30, 10<<30
+	c.VM.Network, c.VM.NAT = "bridge", true
 	c.Image.MaxSize, c.Image.MaxEntries = 20<<30, 2_000_000
 	return c
 }
@@ -30,6 +33,10 @@ func TestLoad(t *testing.T) {
 	some.VM.CPUs = 4
 	every := Config{Group: "wheel"}
 	every.VM.Image, every.VM.CPUs, every.VM.Memory, every.VM.RootSize, every.VM.DiskSize = "alpine", 3, 1<<30, 1536<<20, 7<<30
+	every.VM.Network, every.VM.NAT = "none", false
+	every.Network.Subnet.Prefix = netip.MustParsePrefix("10.61.0.0/16")
+	every.Network.Allow = []netip.Prefix{netip.MustParsePrefix("192.168.178.0/24")}
+	every.Network.Resolvers = []netip.Addr{netip.MustParseAddr("192.168.178.1")}
 	every.Image.MaxSize, every.Image.MaxEntries = 2<<40, 12
 	every.QEMU.Binary = "/opt/qemu"
 	for name, tc := range map[string]struct {
@@ -46,6 +53,12 @@ func TestLoad(t *testing.T) {
 			memory = "1G"
 			root_size = "1.5G"
 			disk_size = "7G"
+			network = "none"
+			nat = false
+			[network]
+			subnet = "10.61.0.0/16"
+			allow = ["192.168.178.0/24"]
+			resolvers = ["192.168.178.1"]
 			[image]
 			max_size = "2TiB"
 			max_entries = 12
@@ -53,7 +66,7 @@ func TestLoad(t *testing.T) {
 			binary = "/opt/qemu"`), every},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if got, err := Load(tc.path); err != nil || got != tc.want {
+			if got, err := Load(tc.path); err != nil || !reflect.DeepEqual(got, tc.want) {
 				t.Errorf("got %+v, %v; want %+v", got, err, tc.want)
 			}
 		})
@@ -63,7 +76,11 @@ func TestLoad(t *testing.T) {
 func TestLoadRefuses(t *testing.T) {
 	for name, tc := range map[string]struct{ text, want string }{
 		"unknown key":     {"[vm]\ncpu = 4", "line 2: there is no key vm.cpu"},
-		"unknown table":   {"\n\n[network]\nx = 1", "line 3: there is no key network"},
+		"unknown table":   {"\n\n[wires]\nx = 1", "line 3: there is no key wires"},
+		"unknown network": {"[vm]\nnetwork = \"wifi\"", "vm.network"},
+		"small subnet":    {"[network]\nsubnet = \"10.0.0.0/30\"", "10.0.0.0/30 is no IPv4 subnet"},
+		"bits of a host":  {"[network]\nsubnet = \"10.0.0.1/24\"", "10.0.0.1/24 is no IPv4 subnet"},
+		"IPv6 allowed":    {"[network]\nallow = [\"fd00::/8\"]", "fd00::/8 is not IPv4"},
 		"bad size":        {"[vm]\nmemory = \"much\"", "line 2: vm.memory"},
 		"negative size":   {"[vm]\nmemory = \"-1G\"", "vm.memory"},
 		"no size":         {"[vm]\nroot_size = \"0\"", "vm.root_size is 0"},

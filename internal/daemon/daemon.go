@@ -23,6 +23,7 @@ import (
 	"banger/internal/image"
 	"banger/internal/kernel"
 	"banger/internal/linux"
+	"banger/internal/network"
 	"banger/internal/operation"
 	"banger/internal/resource"
 	"banger/internal/server"
@@ -80,7 +81,8 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	dirs := resource.NewDir(vm.KindDir, paths.State, false, "vms", "layers", "kernels")
 	runDirs := resource.NewDir(vm.KindRunDir, paths.Run, true, "vm")
 	uppers, works := disk.New(disk.KindUpper, paths.State), disk.New(disk.KindWork, paths.State)
-	ledger := resource.New(db, bootID, log, dirs, runDirs, cgroups, uppers, works)
+	kinds := append(network.Kinds(id.ID), dirs, runDirs, cgroups, uppers, works)
+	ledger := resource.New(db, bootID, log, kinds...)
 	agent, err := agentbin.Binary()
 	if err != nil {
 		return err
@@ -88,22 +90,31 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	images := image.New(image.Config{Ledger: ledger, Dirs: dirs, Store: db, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries})
 	kernels := kernel.New(kernel.Config{Ledger: ledger, Dirs: dirs, Store: db, Agent: agent})
 	operations := operation.NewRegistry()
+	net := network.New(network.Config{
+		Installation: id.ID, Ledger: ledger, Settings: db, Subnet: cfg.Network.Subnet.Prefix, Allow: cfg.Network.Allow,
+		Resolvers: cfg.Network.Resolvers, Log: log,
+	})
 	vms := vm.New(vm.Config{
-		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
+		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works, Network: net,
 		Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, StateDir: paths.State, Log: log,
-		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize)},
+		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT},
 	})
 	if minted {
 		if err := ledger.ForgetVolatile(ctx); err != nil {
 			return err
 		}
 	}
-	if err := recoverAll(ctx, ledger, vms, images, kernels); err != nil {
+	if err := recoverAll(ctx, ledger, vms, images, kernels, net); err != nil {
 		log.Error("recovery is incomplete; the next start tries again", "err", err)
 	}
 	if err := vms.Recover(ctx); err != nil {
 		return err
 	}
+	if err := net.Settle(ctx); err != nil {
+		log.Error("bring the network up to date; it is tried again", "err", err)
+	}
+	keeping := make(chan struct{})
+	go func() { defer close(keeping); net.Run(ctx) }()
 	listener, err := listen(paths, cfg.Group)
 	if err != nil {
 		return err
@@ -120,6 +131,8 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	err = server.Serve(ctx, listener, handler, log)
 	log.Info("bangerd stops", "err", err)
 	vms.Close()
+	shutdown()
+	<-keeping
 	patience, cancel := context.WithTimeout(context.Background(), shutdownPatience)
 	defer cancel()
 	return errors.Join(err, operations.Close(patience), os.RemoveAll(paths.Socket()))

@@ -33,8 +33,9 @@ const commandTimeout = 5 * time.Minute
 type Host struct {
 	Paths config.Paths
 
-	bin string   // the directory of the programs
-	env []string // besides that of the test
+	machine *linux.NetNS // the machine's own network, where the test is to have it
+	bin     string       // the directory of the programs
+	env     []string     // besides that of the test
 }
 
 // Result is what a command did.
@@ -55,6 +56,9 @@ func New(t testing.TB, env ...string) *Host {
 	}
 	if os.Getuid() != 0 {
 		t.Skip("the daemon needs root")
+	}
+	if os.Getenv(inside) == "" {
+		t.Fatal("the tests would touch the machine's network: TestMain has to call hosttest.Main")
 	}
 	// Not t.TempDir: that is long, and others may not look into it, while the
 	// path of a socket is short and for others to reach.
@@ -131,7 +135,7 @@ func (h *Host) Command(ctx context.Context, args ...string) *exec.Cmd {
 	// Output that stays open after the command's end means that it has given
 	// its output to the daemon.
 	cmd.WaitDelay = 10 * time.Second
-	return cmd
+	return h.Enter(cmd)
 }
 
 // Banger runs a command line of banger without input.

@@ -118,6 +118,9 @@ func (h *Host) leftovers(installation string) []string {
 	left = append(left, h.mounts()...)
 	left = append(left, h.loops()...)
 	left = append(left, cgroups(installation)...)
+	if installation != "" {
+		left = append(left, h.networkLeftovers(installation)...)
+	}
 	for _, dir := range []string{filepath.Join(h.Paths.Run, "vm"), filepath.Join(h.Paths.State, "vms")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !os.IsNotExist(err) {

@@ -74,6 +74,10 @@ func (s *Service) set(ctx context.Context, rec Record, l *live, req api.SetVM) (
 		}
 		*d.size = d.want
 	}
+	if err := s.network.Change(ctx, runOwnerOf(rec.ID), attachmentOf(to)); err != nil {
+		to.NAT = rec.NAT
+		return to, err
+	}
 	if l == nil {
 		return to, nil // the agent sees to the file systems and the name at the next start
 	}

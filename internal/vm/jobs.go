@@ -44,6 +44,9 @@ func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l
 		return nil, err
 	}
 	watch.lap("disk")
+	if rec, err = s.replace(ctx, rec); err != nil {
+		return nil, err
+	}
 	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, watch, report)
 	if err != nil {
 		return nil, err
@@ -75,6 +78,11 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
 		return booted{}, err
 	}
+	nic, err := s.attach(ctx, owner, rec)
+	if err != nil {
+		return booted{}, err
+	}
+	watch.lap("network")
 	if _, err := s.ledger.Acquire(ctx, owner, KindCgroup, cgroup, nil); err != nil {
 		return booted{}, err
 	}
@@ -83,6 +91,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 	if err != nil {
 		return booted{}, err
 	}
+	m.NIC = nic
 	report(api.Progress{Step: "boot"})
 	inst, err := s.driver.Start(ctx, m)
 	if err != nil {
@@ -158,7 +167,7 @@ func (s *Service) destroy(ctx context.Context, rec Record, _ *live) error {
 func (s *Service) releaseRun(rec Record) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	return s.ledger.ReleaseOwner(ctx, runOwnerOf(rec.ID))
+	return s.detach(ctx, rec, s.ledger.ReleaseOwner(ctx, runOwnerOf(rec.ID)))
 }
 
 // adopt takes up the VMM of a VM that an earlier run of the daemon started.
@@ -190,6 +199,9 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	m, err := s.machine(ctx, rec, runDir, cgroup)
 	if err != nil {
 		return nil, err
+	}
+	if m.NIC, err = s.attached(ctx, rec); err != nil {
+		s.log.Error("find the VM's place on the network", "vm", rec.Name, "err", err) // it lives all the same
 	}
 	inst, err := s.driver.Attach(ctx, m)
 	if err != nil {

@@ -59,11 +59,15 @@ func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*
 		conn.Close()
 		return nil, wire.Health{}, err
 	}
+	network, err := s.guestNetwork(rec)
+	if err != nil {
+		s.log.Error("configure the guest's network", "vm", rec.Name, "err", err) // the rest of it works
+	}
 	entropy := make([]byte, 64)
 	rand.Read(entropy)
 	err = conn.Configure(ctx, wire.Configure{
 		Hostname: rec.Name, MachineID: rec.MachineID, Time: time.Now().UnixNano(), Entropy: entropy,
-		SSH: access,
+		SSH: access, Network: network,
 	})
 	var health wire.Health
 	if err == nil {

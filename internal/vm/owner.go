@@ -230,6 +230,7 @@ func (o *owner) finish(j *job, superseded bool) (gone bool) {
 	}
 	if j.cmd.event == evStart && j.err == nil {
 		o.setLive(j.live)
+		o.move(j.live.record())
 		if !superseded {
 			o.transit(evStarted)
 			o.record(WantRunning, "")
@@ -276,6 +277,13 @@ func errText(err error) string {
 		return ""
 	}
 	return err.Error()
+}
+
+// move takes over the address with which the VM was started.
+func (o *owner) move(started Record) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.rec.IP, o.rec.MAC = started.IP, started.MAC
 }
 
 func (o *owner) setLive(l *live) {

@@ -19,6 +19,7 @@ import (
 	"banger/api"
 	"banger/internal/disk"
 	"banger/internal/linux"
+	"banger/internal/network"
 	"banger/internal/operation"
 	"banger/internal/resource"
 	"banger/internal/vmm"
@@ -36,6 +37,7 @@ type Config struct {
 	Cgroups    *vmm.Cgroups
 	Uppers     *disk.Disks
 	Works      *disk.Disks
+	Network    *network.Network
 	Driver     vmm.Driver
 	Operations *operation.Registry
 	StateDir   string
@@ -53,6 +55,7 @@ type Service struct {
 	cgroups  *vmm.Cgroups
 	uppers   *disk.Disks
 	works    *disk.Disks
+	network  *network.Network
 	driver   vmm.Driver
 	ops      *operation.Registry
 	stateDir string
@@ -67,7 +70,7 @@ type Service struct {
 // New returns a Service that knows no VMs yet: call Recover.
 func New(c Config) *Service {
 	return &Service{
-		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups, uppers: c.Uppers, works: c.Works, driver: c.Driver,
+		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups, uppers: c.Uppers, works: c.Works, network: c.Network, driver: c.Driver,
 		ops: c.Operations, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, owners: map[string]*owner{},
 	}
 }
@@ -246,7 +249,8 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	r.RootSize = roundUp(cmp.Or(r.RootSize, s.defaults.RootSize))
 	diskSize := roundUp(*cmp.Or(r.DiskSize, s.defaults.DiskSize))
 	r.DiskSize = &diskSize
-	r.Network = api.NetworkNone
+	r.Network = cmp.Or(r.Network, s.defaults.Network)
+	nat := r.Network == api.NetworkBridge && *cmp.Or(r.NAT, s.defaults.NAT)
 	total, err := linux.MemTotal()
 	if err != nil {
 		return Record{}, err
@@ -266,11 +270,15 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	if err != nil {
 		return Record{}, err
 	}
-	return Record{
+	rec := Record{
 		ID: resource.RandomName(6), Name: r.Name, Owner: caller, Image: r.Image, ImageID: imageID, Kernel: kernel,
-		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, Init: r.Init, Ephemeral: r.Ephemeral, Wanted: WantStopped,
+		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, NAT: nat, Init: r.Init, Ephemeral: r.Ephemeral, Wanted: WantStopped,
 		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), HostKey: hostKey, Created: time.Now(),
-	}, nil
+	}
+	if rec, err = s.place(ctx, rec); err != nil {
+		return Record{}, fmt.Errorf("create VM %q: %w", rec.Name, err)
+	}
+	return rec, nil
 }
 
 // operate starts an operation on a VM.

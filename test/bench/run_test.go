@@ -3,6 +3,7 @@ package bench
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -22,6 +23,7 @@ import (
 	"banger/internal/guest/wire"
 	"banger/internal/hosttest"
 	"banger/internal/linux"
+	"banger/internal/resource"
 )
 
 // BenchmarkRunTrue compares `vm run --rm -- true` with the same VMM, started by
@@ -112,6 +114,7 @@ func (h *byHand) run(b *testing.B) time.Duration {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Dir = dir
 	cmd.Stderr = os.Stderr
+	cmd.ExtraFiles = []*os.File{openTap(b)}              // its network card is as model's, with nothing at its other end
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the same share of the CPUs as a daemon's child
 	began := time.Now()
 	if err := cmd.Start(); err != nil {
@@ -125,6 +128,21 @@ func (h *byHand) run(b *testing.B) time.Duration {
 		b.Error(err)
 	}
 	return time.Since(began)
+}
+
+// openTap makes a tap, which goes when the benchmark ends.
+func openTap(b *testing.B) *os.File {
+	b.Helper()
+	name := "hand" + resource.RandomName(4)
+	if err := errors.Join(linux.AddTap(name), linux.SetLinkUp(name)); err != nil {
+		b.Fatal(err)
+	}
+	tap, err := linux.OpenTap(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = errors.Join(tap.Close(), linux.DeleteLink(name)) })
+	return tap
 }
 
 // execTrue waits for the agent behind a socket and has it run true.

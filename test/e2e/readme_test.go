@@ -78,13 +78,14 @@ func TestTour(t *testing.T) {
 		t.Skip("the README shows what Debian shows")
 	}
 	h := hosttest.New(t)
+	h.OnMachine(t) // where the distribution's packages come from
 	for _, step := range tour(t) {
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 		cmd := exec.CommandContext(ctx, "bash", "-c", step.command)
 		path := "PATH=" + filepath.Dir(h.Program()) + ":" + os.Getenv("PATH")
 		cmd.Env = slices.Concat(os.Environ(), h.Env(), []string{path})
 		cmd.WaitDelay = 10 * time.Second
-		got := hosttest.Run(t, cmd, "")
+		got := hosttest.Run(t, h.Enter(cmd), "")
 		cancel()
 		// A terminal shows what is made, and no lines of progress.
 		said := slices.DeleteFunc(strings.Split(got.Stderr, "\n"), func(line string) bool {

@@ -13,6 +13,10 @@ const (
 	qmpSocket   = "qmp.sock"
 )
 
+// tapFD is the descriptor by which QEMU has its tap: the first after the standard
+// ones (exec.Cmd.ExtraFiles).
+const tapFD = 3
+
 // serialPort is the name by which the agent finds its virtio-serial port.
 const serialPort = "banger.agent"
 
@@ -53,6 +57,9 @@ func args(m vmm.Machine, accel string, tscKHz int64) []string {
 			drive += ",discard=unmap"
 		}
 		a = append(a, "-drive", drive, "-device", fmt.Sprintf("virtio-blk-device,drive=d%d", i))
+	}
+	if m.NIC != nil {
+		a = append(a, "-netdev", fmt.Sprintf("tap,id=n0,fd=%d,vhost=off", tapFD), "-device", "virtio-net-device,netdev=n0,mac="+m.NIC.MAC)
 	}
 	return a
 }

@@ -96,6 +96,14 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = m.RunDir, log, log
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent"}
 	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true}
+	if m.NIC != nil {
+		tap, err := linux.OpenTap(m.NIC.Tap)
+		if err != nil {
+			return nil, fmt.Errorf("start %s: %w", info.Binary, err)
+		}
+		defer tap.Close()
+		cmd.ExtraFiles = []*os.File{tap}
+	}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
 	}

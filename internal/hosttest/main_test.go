@@ -1,0 +1,5 @@
+package hosttest
+
+import "testing"
+
+func TestMain(m *testing.M) { Main(m) }

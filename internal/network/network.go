@@ -1,0 +1,310 @@
+// Package network gives VMs a place on the host's network: an attachment is a tap,
+// with the MAC and the IPv4 address that it is pinned to, NAT or not, and a name.
+//
+// While there is at least one attachment, the installation has a bridge with the
+// taps as isolated ports, a dummy link with the address of the resolver (dns.go),
+// and two nft tables (rules.go), which are rendered from the live attachments and
+// brought up to date in one batch. All of it is in the ledger, outlives the daemon,
+// and goes with the last attachment. Package vm says who is attached; this package
+// knows owners in the ledger, never VMs.
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"banger/api"
+	"banger/internal/linux"
+	"banger/internal/resource"
+)
+
+// Owner is the ledger's owner of what all attachments share.
+const Owner = "network"
+
+// tick is how often Run looks whether the host has changed under the network.
+const tick = 5 * time.Second
+
+// Attachment is what a VM is on the network.
+type Attachment struct {
+	IP   netip.Addr
+	MAC  string
+	NAT  bool   // whether it may reach what is beyond the host
+	Name string // NAME.vm is its name in the DNS
+}
+
+// Guest is what a guest has to know of its place.
+type Guest struct {
+	Address netip.Prefix // its address with the length of the subnet's prefix
+	Gateway netip.Addr
+	DNS     netip.Addr
+}
+
+// Settings keeps choices that are made once.
+type Settings interface {
+	Setting(ctx context.Context, name string) (value string, found bool, err error)
+	PutSetting(ctx context.Context, name, value string) error
+}
+
+// Config is what a Network is made of.
+type Config struct {
+	Installation string
+	Ledger       *resource.Ledger // with the kinds of Kinds
+	Settings     Settings
+	Subnet       netip.Prefix   // of the VMs; the zero Prefix lets one be chosen
+	Allow        []netip.Prefix // private networks that VMs may reach all the same
+	Resolvers    []netip.Addr   // to which names are forwarded; the host's where empty
+	Log          *slog.Logger
+}
+
+// Network is the network of one installation. It is safe for concurrent use.
+type Network struct {
+	Config
+	plan plan
+
+	mu     sync.Mutex
+	base   *base             // nil while there is nothing on the host
+	guests map[string]*guest // by owner in the ledger
+	dns    *dnsServer        // nil while there is none, or its port is taken
+}
+
+// guest is a live attachment.
+type guest struct {
+	Attachment
+	mac net.HardwareAddr
+	tap string
+}
+
+// base is what all attachments share.
+type base struct {
+	bridge, dummy, tables string
+	subnet                netip.Prefix
+	opened                []string // links between which only we let packets be forwarded
+}
+
+// New returns a Network that knows of no attachment yet: after the ledger has
+// recovered, Adopt those that live and call Settle.
+func New(c Config) *Network {
+	return &Network{Config: c, guests: map[string]*guest{}}
+}
+
+// Alive returns the ledger's owners that are ours, for resource.Ledger.Recover.
+func (n *Network) Alive(context.Context) (map[string]bool, error) {
+	return map[string]bool{Owner: true}, nil
+}
+
+// Guest returns what the guest with an address has to know.
+func (n *Network) Guest(ip netip.Addr) (Guest, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.base == nil || !n.base.subnet.Contains(ip) {
+		return Guest{}, fmt.Errorf("address %s is not on the network", ip)
+	}
+	subnet := n.base.subnet
+	return Guest{Address: netip.PrefixFrom(ip, subnet.Bits()), Gateway: gatewayOf(subnet), DNS: resolverOf(subnet)}, nil
+}
+
+// Attach makes a tap for owner, who gives it back by releasing what it holds in the
+// ledger and calling Detach. It returns the tap's name.
+func (n *Network) Attach(ctx context.Context, owner string, a Attachment) (tap string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	mac, err := net.ParseMAC(a.MAC)
+	if err != nil {
+		return "", fmt.Errorf("attach to the network: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("attach to the network: %w", err), n.settle(context.WithoutCancel(ctx)))
+		}
+	}()
+	if err := n.build(ctx); err != nil {
+		return "", err
+	}
+	if !n.base.subnet.Contains(a.IP) {
+		return "", fmt.Errorf("address %s is not in the subnet %s", a.IP, n.base.subnet)
+	}
+	tap = newName(tapPrefix, n.Installation)
+	ref, err := n.Ledger.Acquire(ctx, owner, KindTap, tap, tapSpec{Bridge: n.base.bridge})
+	if err != nil {
+		return "", err
+	}
+	n.guests[owner] = &guest{Attachment: a, mac: mac, tap: tap}
+	if err := n.sync(); err != nil {
+		delete(n.guests, owner)
+		return "", errors.Join(err, n.Ledger.Release(context.WithoutCancel(ctx), ref))
+	}
+	return tap, nil
+}
+
+// Adopt takes up an attachment that an earlier run of the daemon made for owner.
+// Nothing on the host changes until Settle.
+func (n *Network) Adopt(ctx context.Context, owner string, a Attachment) (tap string, err error) {
+	held, err := n.Ledger.Held(ctx, owner)
+	if err != nil {
+		return "", err
+	}
+	for _, ref := range held {
+		if ref.Kind == KindTap {
+			tap = ref.Name
+		}
+	}
+	mac, err := net.ParseMAC(a.MAC)
+	if tap == "" || err != nil {
+		return "", errors.Join(errors.New("adopt attachment: its VM has no tap"), err)
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.guests[owner] = &guest{Attachment: a, mac: mac, tap: tap}
+	return tap, nil
+}
+
+// Detach forgets the attachment of owner, who has released its tap; with the last
+// one, everything goes.
+func (n *Network) Detach(ctx context.Context, owner string) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.guests[owner] == nil {
+		return nil
+	}
+	delete(n.guests, owner)
+	return n.settle(ctx)
+}
+
+// Change makes what owner is on the network something else, at once: its NAT and
+// its name. An owner that is not attached is no error.
+func (n *Network) Change(_ context.Context, owner string, a Attachment) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	g := n.guests[owner]
+	if g == nil {
+		return nil
+	}
+	was := g.Attachment
+	g.NAT, g.Name = a.NAT, a.Name
+	if was.NAT == a.NAT {
+		return nil
+	}
+	if err := n.sync(); err != nil {
+		g.Attachment = was
+		return fmt.Errorf("change NAT of %s: %w", a.Name, err)
+	}
+	return nil
+}
+
+// Settle makes the host agree with the attachments that were adopted: without any,
+// what is left goes.
+func (n *Network) Settle(ctx context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if err := n.load(ctx); err != nil {
+		return err
+	}
+	return n.settle(ctx)
+}
+
+func (n *Network) settle(ctx context.Context) error {
+	if len(n.guests) > 0 {
+		if err := n.build(ctx); err != nil {
+			return err
+		}
+		return n.sync()
+	}
+	n.stopDNS()
+	n.base = nil
+	return n.Ledger.ReleaseOwner(ctx, Owner)
+}
+
+// Run keeps the network as it should be while the host changes under it, until ctx
+// ends. The resolver then stops; the rest stays.
+func (n *Network) Run(ctx context.Context) {
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			n.mu.Lock()
+			n.stopDNS()
+			n.mu.Unlock()
+			return
+		case <-ticker.C:
+		}
+		n.mu.Lock()
+		if n.base != nil {
+			if err := n.settle(ctx); err != nil && ctx.Err() == nil {
+				n.Log.Error("keep the network up", "err", err)
+			}
+		}
+		n.mu.Unlock()
+	}
+}
+
+// load reads from the ledger what there is on the host.
+func (n *Network) load(ctx context.Context) error {
+	held, err := n.Ledger.Held(ctx, Owner)
+	if err != nil {
+		return err
+	}
+	b, err := readBase(held)
+	if err != nil {
+		return err
+	}
+	n.base = b
+	return nil
+}
+
+// build makes what all attachments share, where it is not there.
+func (n *Network) build(ctx context.Context) (err error) {
+	if n.base == nil {
+		if n.base, err = n.make(ctx); err != nil {
+			return err
+		}
+	}
+	if err := n.openForwarding(ctx); err != nil {
+		return err
+	}
+	n.startDNS()
+	return nil
+}
+
+// make acquires the bridge, the dummy link and the tables.
+func (n *Network) make(ctx context.Context) (b *base, err error) {
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.Ledger.ReleaseOwner(context.WithoutCancel(ctx), Owner))
+		}
+	}()
+	subnet, err := n.subnet(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b = &base{
+		bridge: newName(bridgePrefix, n.Installation), dummy: newName(dummyPrefix, n.Installation),
+		tables: newTables(n.Installation), subnet: subnet,
+	}
+	address := netip.PrefixFrom(gatewayOf(subnet), subnet.Bits())
+	if _, err := n.Ledger.Acquire(ctx, Owner, KindBridge, b.bridge, linkSpec{Address: address, MAC: newMAC().String()}); err != nil {
+		return nil, err
+	}
+	resolver := resolverOf(subnet)
+	if _, err := n.Ledger.Acquire(ctx, Owner, KindDummy, b.dummy, linkSpec{Address: netip.PrefixFrom(resolver, 32), MAC: newMAC().String()}); err != nil {
+		return nil, err
+	}
+	if _, err := n.Ledger.Acquire(ctx, Owner, KindTables, b.tables, nil); err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+// sync brings the tables up to date.
+func (n *Network) sync() error {
+	if n.base == nil {
+		return api.Errorf(api.CodeInternal, "set nft tables: there is no network")
+	}
+	return linux.SyncNft(n.tables()...)
+}

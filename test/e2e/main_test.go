@@ -1,0 +1,9 @@
+package e2e
+
+import (
+	"testing"
+
+	"banger/internal/hosttest"
+)
+
+func TestMain(m *testing.M) { hosttest.Main(m) }
