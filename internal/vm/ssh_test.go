@@ -1,11 +1,13 @@
 package vm
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"encoding/base64"
+	"slices"
 	"strings"
 	"testing"
 
@@ -88,4 +90,25 @@ func FuzzParsePublicKey(f *testing.F) {
 			t.Errorf("%q became %q, which becomes %q (%v)", line, key, again, err)
 		}
 	})
+}
+
+// keyStore is a Store of which only the keys are asked for.
+type keyStore struct {
+	Store
+	keys map[uint32][]string
+}
+
+func (k keyStore) SSHKeys(_ context.Context, owner uint32) ([]string, error) {
+	return slices.Clone(k.keys[owner]), nil
+}
+
+// A VM takes its owner's keys and root's, each once, and nobody else's.
+func TestSSHSettings(t *testing.T) {
+	s := &Service{store: keyStore{keys: map[uint32][]string{0: {"root", "both"}, 1000: {"own", "both"}, 1001: {"other"}}}}
+	for owner, want := range map[uint32][]string{0: {"both", "root"}, 1000: {"both", "own", "root"}, 1001: {"both", "other", "root"}, 1002: {"both", "root"}} {
+		got, err := s.sshSettings(t.Context(), Record{Owner: owner, HostKey: "key"})
+		if err != nil || got.HostKey != "key" || !slices.Equal(got.AuthorizedKeys, want) {
+			t.Errorf("VM of %d: %+v (%v), want %q", owner, got, err, want)
+		}
+	}
 }
