@@ -109,6 +109,8 @@ func (l *Listener) read() {
 			if at < 0 {
 				if link != nil {
 					link.feed(bytes.Clone(data))
+				} else {
+					l.hangUp()
 				}
 				tail = keepTail(window, len(magic)-1)
 				break
@@ -120,6 +122,16 @@ func (l *Listener) read() {
 			data = window[at+len(magic):]
 			tail, inNonce = nil, true
 		}
+	}
+}
+
+// hangUp answers a host that speaks in a session of an agent before this one, with
+// what is no frame of yamux's (its version is 0), so that the host notices and calls
+// anew. A host that has only begun to call skips it.
+func (l *Listener) hangUp() {
+	select {
+	case l.writes <- bytes.Repeat([]byte{0xff}, 4<<10):
+	default: // the writer stands still: nobody listens
 	}
 }
 

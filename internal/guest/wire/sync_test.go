@@ -181,3 +181,30 @@ func TestRubbishOnly(t *testing.T) {
 	}
 	_ = host.Close()
 }
+
+// An agent that was started again tells a host which goes on in the former one's
+// session, at once and not when that fails to answer; the host's next call succeeds.
+func TestAgentStartedAgain(t *testing.T) {
+	port, agentEnd := net.Pipe()
+	l := Listen(agentEnd, "secret")
+	go echo(l)
+	host, leave := attach(t, port, 1000)
+	former, err := yamux.Client(host, YamuxConfig(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = former.Open() }()
+	select {
+	case <-former.CloseChan():
+	case <-time.After(20 * time.Second): // a keep-alive would notice later
+		t.Error("the former session goes on")
+	}
+	_ = former.Close()
+	leave()
+	host, leave = attach(t, port, 7)
+	session := connect(t, host)
+	roundTrip(t, session, 10_000)
+	_ = session.Close()
+	leave()
+	_ = l.Close()
+}
