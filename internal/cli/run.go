@@ -176,7 +176,7 @@ const (
 type provision struct{ pull string }
 
 func (p *provision) add(c *cobra.Command) {
-	c.Flags().StringVar(&p.pull, "pull", pullMissing, "get the kernel and the image where they are `missing`, or never")
+	c.Flags().StringVar(&p.pull, "pull", pullMissing, "`when` to get the kernel and the image: missing or never")
 	completeFlag(c, "pull", cobra.FixedCompletions([]string{pullMissing, pullNever}, cobra.ShellCompDirectiveNoFileComp))
 }
 
