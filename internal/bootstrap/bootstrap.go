@@ -98,8 +98,12 @@ func bootstrap(ctx context.Context, host map[string]string, include []string, st
 		"--include="+strings.Join(slices.Concat(packages, include), ","), suite, "-", file.Name())
 	var tail tailWriter
 	cmd.Stdout, cmd.Stderr = stdout, io.MultiWriter(logs, &tail)
-	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // it removes its directory
-	cmd.Env = append(os.Environ(), "LC_ALL=C")                            // for failure to read
+	// A process group of its own: all of it is told to end, as by Ctrl-C, and removes
+	// its directory; and mmdebstrap, which then signals its whole group, does not end
+	// the caller of ours.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGINT) }
+	cmd.Env = append(os.Environ(), "LC_ALL=C") // for failure to read
 	if err := cmd.Run(); err != nil {
 		return failure(ctx, codename, tail.lines(), fmt.Errorf("mmdebstrap: %w", err))
 	}

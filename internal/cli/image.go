@@ -192,7 +192,7 @@ func (b *bootstrapLog) Write(text []byte) (int, error) {
 		}
 		b.rest = rest
 		what, ok := strings.CutPrefix(strings.TrimSpace(string(said)), "I: ")
-		if what, begins := strings.CutSuffix(what, "..."); ok && begins && !strings.Contains(what, "tempdir") {
+		if what, begins := strings.CutSuffix(what, "..."); ok && begins && !strings.Contains(what, "tempdir") && !strings.Contains(what, "signal") {
 			b.line.report(api.Progress{Step: b.step + ": " + what})
 		}
 	}

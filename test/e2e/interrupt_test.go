@@ -3,12 +3,14 @@ package e2e
 import (
 	"context"
 	"io"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"banger/internal/bootstrap"
 	"banger/internal/hosttest"
 
 	"github.com/creack/pty"
@@ -158,4 +160,28 @@ func interruptHungTerminal(t *testing.T, h *hosttest.Host) {
 		case <-time.After(300 * time.Millisecond):
 		}
 	}
+}
+
+// What is under way to get an image is interrupted as a whole and leaves nothing.
+func TestInterruptOnDemand(t *testing.T) {
+	if bootstrap.Host() == "" {
+		t.Skip("banger can make no image of this host's distribution")
+	}
+	tmp := t.TempDir()
+	h := hosttest.New(t, "TMPDIR="+tmp)
+	b := begin(t, h, "vm", "run", "--rm", "--image", bootstrap.Host(), "--", "true")
+	b.out.await(t, "bootstrap")
+	b.signal(t, syscall.SIGTERM)
+	start := time.Now()
+	b.ends(t, 143, "banger: interrupted\n")
+	if took := time.Since(start); took > 20*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if left, err := os.ReadDir(tmp); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+	if images := h.Must(t, "image", "list", "--quiet"); images != "" {
+		t.Errorf("an image was made: %s", images)
+	}
+	h.CheckNothingLeft(t)
 }
