@@ -23,6 +23,12 @@ func (e *apiError) GetStatus() int { return e.Code.HTTPStatus() }
 // decoding and checking, look like all others, and lists are never null.
 var adaptHuma = sync.OnceFunc(func() {
 	huma.NewError = newError
+	huma.NewErrorWithContext = func(ctx huma.Context, status int, message string, details ...error) huma.StatusError {
+		if message == "validation failed" && len(details) > 0 {
+			message = ctx.Operation().OperationID // the details say what
+		}
+		return newError(status, message, details...)
+	}
 	huma.DefaultArrayNullable = false
 })
 

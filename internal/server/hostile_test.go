@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/url"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -172,6 +174,72 @@ func TestSlowCallers(t *testing.T) {
 	}
 }
 
+// TestOneUsersConnectionsAreBounded has one user take all connections that a user
+// gets: others, and root, still come in.
+func TestOneUsersConnectionsAreBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	inner, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer inner.Close()
+	var uid uint32
+	l := fair(inner, func(net.Conn) (uint32, error) { return uid, nil })
+	accept := func(as uint32) net.Conn {
+		t.Helper()
+		out, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { out.Close() })
+		uid = as
+		in, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return in
+	}
+	first := accept(1000)
+	l.open[1000] = maxConnections
+	refused, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer refused.Close()
+	// The refused one comes before this one, of a user with none.
+	uids := []uint32{1000, 1001}
+	l.uid = func(net.Conn) (u uint32, err error) { u, uids = uids[0], uids[1:]; return u, nil }
+	other := accept(0)
+	defer other.Close()
+	if _, err := refused.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+		t.Errorf("one too many: %v", err)
+	}
+	if l.open[1001] != 1 {
+		t.Errorf("counted: %v", l.open)
+	}
+	first.Close()
+	first.Close() // counts once
+	if l.open[1000] != maxConnections-1 {
+		t.Errorf("after a close: %d", l.open[1000])
+	}
+	l.uid = func(net.Conn) (uint32, error) { return 0, nil }
+	if c := accept(0); l.open[0] != 0 {
+		t.Error("root's are counted")
+	} else {
+		c.Close()
+	}
+}
+
+func TestAnyAcceptIsAnsweredInJSON(t *testing.T) {
+	d := started(t, 1000)
+	for _, accept := range []string{"text/xml", "application/cbor", ";;;", strings.Repeat("a/b,", 1000)} {
+		resp, text := d.do(t, "GET", "/v1/system", "", http.Header{"Accept": {accept}})
+		if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("Accept %.20s: %s, %s: %s", accept, resp.Status, resp.Header.Get("Content-Type"), text)
+		}
+	}
+}
+
 // TestManyAtOneOperation follows and cancels one operation from many sides.
 func TestManyAtOneOperation(t *testing.T) {
 	d := started(t, 1000)
@@ -208,11 +276,13 @@ func TestOthersObjectsAreNotFound(t *testing.T) {
 		}
 		t.Run(pattern, func(t *testing.T) {
 			asked, body := asked, leastBody(t, doc, described)
+			query := url.Values{}
 			for _, p := range described.Parameters {
 				if p.In == "query" && p.Required {
-					asked += "?" + p.Name + map[bool]string{true: "=/", false: "=1"}[p.Name == "path"]
+					query.Set(p.Name, map[bool]string{true: "/", false: "1"}[p.Name == "path"])
 				}
 			}
+			asked += "?" + query.Encode()
 			resp, text := d.do(t, method, asked, body, nil)
 			var e api.Error
 			if err := json.Unmarshal([]byte(text), &e); err != nil || e.Code != api.CodeNotFound {

@@ -30,11 +30,19 @@ type (
 // ConnContext is for http.Server.ConnContext: it notes who is at the other end of
 // a Unix socket, by the credentials that the kernel took at connect(2).
 func ConnContext(ctx context.Context, c net.Conn) context.Context {
-	uid, _, _, err := linux.PeerCred(c)
+	uid, err := peerUID(c)
 	if err != nil {
 		return ctx // without credentials every request is refused
 	}
 	return context.WithValue(ctx, peerKey{}, uid)
+}
+
+func peerUID(c net.Conn) (uint32, error) {
+	if counted, ok := c.(*countedConn); ok {
+		c = counted.UnixConn
+	}
+	uid, _, _, err := linux.PeerCred(c)
+	return uid, err
 }
 
 func peer(ctx context.Context) (uid uint32, known bool) {
@@ -78,7 +86,7 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
+	go func() { served <- srv.Serve(fair(l, peerUID)) }()
 	select {
 	case err := <-served:
 		_ = srv.Close()

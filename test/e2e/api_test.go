@@ -129,7 +129,7 @@ func tame(t *testing.T, socket string) []byte {
 				continue
 			}
 			params, _ := op["parameters"].([]any)
-			op["parameters"] = tameParameters(params, known)
+			op["parameters"] = tameParameters(op["operationId"].(string), params, known)
 		}
 	}
 	// A VM that is made is not started: each would boot a machine.
@@ -142,12 +142,12 @@ func tame(t *testing.T, socket string) []byte {
 	return b
 }
 
-func tameParameters(params []any, known map[string][]string) []any {
+func tameParameters(id string, params []any, known map[string][]string) []any {
 	kept := []any{}
 	for _, v := range params {
 		p := v.(map[string]any)
-		if p["name"] == "follow" {
-			continue // what is followed ends with the VM
+		if id == "vm-logs" && p["name"] == "follow" {
+			continue // a console that is followed ends with the VM
 		}
 		if names := known[p["name"].(string)]; names != nil {
 			p["schema"] = map[string]any{"anyOf": []any{map[string]any{"enum": names}, p["schema"]}}
