@@ -148,8 +148,8 @@ func (q *query) result() error {
 
 // ReadLogs says what of a VM's console is read.
 type ReadLogs struct {
-	Follow bool `query:"follow" doc:"Go on with what is printed from now on, until the VM is deleted."`
-	Tail   int  `query:"tail" doc:"So many of the last lines; all that are kept where it is 0."`
+	Follow bool `query:"follow" doc:"Go on with what is printed from now on, also after a restart, until the VM is deleted."`
+	Tail   *int `query:"tail" doc:"So many of the last lines; all that are kept where it is absent."`
 }
 
 // Values returns r as the query of a URL.
@@ -158,8 +158,8 @@ func (r ReadLogs) Values() url.Values {
 	if r.Follow {
 		v.Set("follow", "true")
 	}
-	if r.Tail != 0 {
-		v.Set("tail", strconv.Itoa(r.Tail))
+	if r.Tail != nil {
+		v.Set("tail", strconv.Itoa(*r.Tail))
 	}
 	return v
 }
@@ -173,7 +173,7 @@ func ParseReadLogs(v url.Values) (ReadLogs, error) {
 		if err != nil || n < 0 {
 			q.fail(Errorf(CodeInvalid, "tail=%.200q: not a number of lines", text))
 		}
-		r.Tail = n
+		r.Tail = &n
 	}
 	return r, q.result()
 }

@@ -30,17 +30,17 @@ func (c *Client) ReadFiles(ctx context.Context, ref string, q api.ReadFiles) (io
 	if err != nil {
 		return nil, err
 	}
-	return &archive{ctx, r, resp}, nil
+	return &trailed{ctx, r, resp}, nil
 }
 
-// archive is the body of an answer whose trailer may say why it is not whole.
-type archive struct {
+// trailed is the body of an answer whose trailer may say why it is not whole.
+type trailed struct {
 	ctx  context.Context
 	r    request
 	resp *http.Response
 }
 
-func (a *archive) Read(p []byte) (int, error) {
+func (a *trailed) Read(p []byte) (int, error) {
 	n, err := a.resp.Body.Read(p)
 	if err == nil {
 		return n, nil
@@ -51,14 +51,14 @@ func (a *archive) Read(p []byte) (int, error) {
 	if text := a.resp.Trailer.Get(api.TrailerError); text != "" {
 		var e api.Error
 		if json.Unmarshal([]byte(text), &e) != nil || e.Message == "" {
-			return n, api.Errorf(api.CodeInternal, "%s: the archive is not whole", a.r)
+			return n, api.Errorf(api.CodeInternal, "%s: the answer is not whole", a.r)
 		}
 		return n, &e
 	}
 	return n, io.EOF
 }
 
-func (a *archive) Close() error { return a.resp.Body.Close() }
+func (a *trailed) Close() error { return a.resp.Body.Close() }
 
 // WriteFiles extracts the tar archive r, which is read to its end, in a directory
 // of a running VM. What was extracted before an error stays; a file is there under
@@ -66,4 +66,16 @@ func (a *archive) Close() error { return a.resp.Body.Close() }
 func (c *Client) WriteFiles(ctx context.Context, ref string, q api.WriteFiles, r io.Reader) error {
 	return c.call(ctx, request{method: http.MethodPut, path: []string{"vms", ref, "files"}, query: q.Values(), body: io.NopCloser(r),
 		header: http.Header{"Content-Type": {"application/x-tar"}, "Expect": {"100-continue"}}}, nil, nil)
+}
+
+// Logs returns what the VM's console printed, as the guest printed it. With
+// q.Follow it goes on until the VM is deleted, when it ends with io.EOF; what comes
+// with a restart of the VM is included. The caller closes it.
+func (c *Client) Logs(ctx context.Context, ref string, q api.ReadLogs) (io.ReadCloser, error) {
+	r := request{method: http.MethodGet, path: []string{"vms", ref, "logs"}, query: q.Values()}
+	resp, err := c.send(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return &trailed{ctx, r, resp}, nil
 }

@@ -96,15 +96,6 @@ func (c *Client) PromoteVM(ctx context.Context, ref, image string) (api.Operatio
 	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "promote"}}, api.PromoteVM{Image: image})
 }
 
-// Logs returns what the VM's console printed. The caller closes it.
-func (c *Client) Logs(ctx context.Context, ref string) (io.ReadCloser, error) {
-	resp, err := c.send(ctx, request{method: http.MethodGet, path: []string{"vms", ref, "logs"}})
-	if err != nil {
-		return nil, err
-	}
-	return resp.Body, nil
-}
-
 // Lease holds a lease on a VM, which keeps an ephemeral one from being deleted,
 // until ctx ends; then it returns nil. An error says that the lease could not be
 // had, or that the daemon ended it (unavailable; it may be asked for again).

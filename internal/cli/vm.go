@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"io"
 	"strings"
 	"time"
 
@@ -123,15 +122,6 @@ func vmCommands(d *deps) *cobra.Command {
 	})
 	remove.Aliases = []string{"rm"}
 	remove.Flags().BoolVarP(&force, "force", "f", false, "whatever their state is")
-	logs := command(d, "logs VM", "Show the console of a VM", "banger vm logs api", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-		r, err := d.client.Logs(ctx, args[0])
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		_, err = io.Copy(d.stdout, r)
-		return err
-	})
 	several := []*cobra.Command{
 		verb(d, "start", "Start stopped VMs", d.client.StartVM), stop,
 		verb(d, "kill", "End VMs at once", d.client.KillVM), remove,
@@ -139,7 +129,7 @@ func vmCommands(d *deps) *cobra.Command {
 	for _, c := range several {
 		c.ValidArgsFunction = d.vms
 	}
-	one := []*cobra.Command{show(d, vmKind, "show VM", "Show a VM", "banger vm show api", d.client.VM), execCommand(d), logs}
+	one := []*cobra.Command{show(d, vmKind, "show VM", "Show a VM", "banger vm show api", d.client.VM), execCommand(d), logsCommand(d)}
 	one = append(one, sshCommands(d)...)
 	for _, c := range one {
 		c.ValidArgsFunction = first(d.vms)

@@ -111,7 +111,7 @@ func (v *vms) Promote(_ context.Context, caller uint32, ref, image string) (api.
 	return v.begin(caller, ref, "promote to "+image)
 }
 
-func (v *vms) Logs(_ context.Context, caller uint32, ref string) (io.ReadCloser, error) {
+func (v *vms) Logs(_ context.Context, caller uint32, ref string, _ api.ReadLogs) (io.ReadCloser, error) {
 	_, err := v.find(caller, ref)
 	return io.NopCloser(strings.NewReader("booted\n")), err
 }

@@ -41,7 +41,7 @@ type VMs interface {
 	Restart(ctx context.Context, caller uint32, ref string, timeout time.Duration) (api.Operation, error)
 	Reset(ctx context.Context, caller uint32, ref string) (api.Operation, error)
 	Promote(ctx context.Context, caller uint32, ref, image string) (api.Operation, error)
-	Logs(ctx context.Context, caller uint32, ref string) (io.ReadCloser, error)
+	Logs(ctx context.Context, caller uint32, ref string, q api.ReadLogs) (io.ReadCloser, error)
 	Lease(ctx context.Context, caller uint32, ref string) (release func(), err error)
 	Agent(ctx context.Context, caller uint32, ref string) (http.RoundTripper, error)
 	Stat(ctx context.Context, caller uint32, ref, path string, follow bool) (api.File, error)

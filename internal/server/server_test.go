@@ -214,7 +214,7 @@ func TestRequestsReachTheService(t *testing.T) {
 			t.Errorf("image %q: %+v, %v", name, i, err)
 		}
 	}
-	log, err := d.Logs(ctx, "one")
+	log, err := d.Logs(ctx, "one", api.ReadLogs{})
 	if err != nil {
 		t.Fatal(err)
 	}

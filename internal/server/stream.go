@@ -50,7 +50,8 @@ func (s *server) streamRoutes(mux humago.Mux, doc *huma.OpenAPI) {
 				"A comment comes every 15 seconds in between. A stream that ends without \"done\" was broken: ask again.",
 			[]api.Code{api.CodeNotFound}}, events, operationEvent{}, "", s.events},
 		{spec{"GET /vms/{vm}/logs", 200, "vm-logs", "Read what the VM's console printed.",
-			"The bytes are the guest's, as it printed them. At most some MiB of them are kept, the newest.",
+			"The bytes are the guest's, as it printed them. At most some MiB of them are kept, the newest. " +
+				"With follow, the answer ends when the VM is deleted; what is printed so fast that it is dropped before it could be sent is left out.",
 			slices.Concat(ofVM, []api.Code{api.CodeConflict})}, text, nil, "", s.logs},
 		{spec{"GET /vms/{vm}/lease", 200, "lease-vm", "Hold a lease on a VM.",
 			"The lease begins with the answer and ends when the caller closes the connection. The answer never ends by itself: it is a stream of " +
@@ -207,7 +208,12 @@ func (s *server) lease(w http.ResponseWriter, r *http.Request) {
 func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := streaming(r)
 	defer cancel()
-	log, err := s.VMs.Logs(ctx, caller(ctx), r.PathValue("vm"))
+	q, err := api.ParseReadLogs(r.URL.Query())
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	log, err := s.VMs.Logs(ctx, caller(ctx), r.PathValue("vm"), q)
 	if err != nil {
 		s.fail(w, err)
 		return
@@ -215,7 +221,18 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 	defer log.Close()
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 	w.Header().Set("X-Content-Type-Options", "nosniff")
-	if _, err := io.Copy(w, log); err != nil && ctx.Err() == nil {
+	rc := http.NewResponseController(w)
+	out := writeFunc(func(p []byte) (int, error) {
+		n, err := w.Write(p)
+		if err == nil && q.Follow {
+			err = rc.Flush()
+		}
+		return n, err
+	})
+	if q.Follow && rc.Flush() != nil {
+		return // the caller is gone
+	}
+	if _, err := io.Copy(out, log); err != nil && r.Context().Err() == nil {
 		panic(http.ErrAbortHandler) // the reader must not take it for the whole
 	}
 }
@@ -306,6 +323,10 @@ func patient(w http.ResponseWriter, body io.Reader) io.Reader {
 		return n, err // io.EOF as it is: readers compare it
 	})
 }
+
+type writeFunc func(p []byte) (int, error)
+
+func (f writeFunc) Write(p []byte) (int, error) { return f(p) }
 
 type readFunc func(p []byte) (int, error)
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -23,50 +22,45 @@ const (
 
 func (s *Service) consolePath(id string) string { return filepath.Join(s.vmDir(id), "console.log") }
 
-// trimConsole makes a long console file short again.
-func (s *Service) trimConsole(id string) {
-	if err := dropHead(s.consolePath(id), consoleMax, consoleKeep); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		s.log.Warn("trim console", "vm", id, "err", err)
-	}
-}
-
 // dropHead cuts a file of more than most bytes down to about its last keep, from the
 // beginning of a line on. The VMM, which appends, keeps the file open, so that it
 // has to become shorter in place: were its beginning a hole instead, the offset would
 // grow until it met the VMM's limit, and the console would fall silent. What is
-// appended between the last read and the truncation is lost.
-func dropHead(path string, most, keep int64) (err error) {
+// appended between the last read and the truncation is lost. It returns by how many
+// bytes what is left is nearer to the beginning than it was.
+func dropHead(path string, most, keep int64) (dropped int64, err error) {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	info, err := f.Stat()
 	if err != nil || info.Size() <= most {
-		return err
+		return 0, err
 	}
 	tail, err := io.ReadAll(io.NewSectionReader(f, info.Size()-keep, keep))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	if _, line, found := bytes.Cut(tail, []byte("\n")); found && len(line) > 0 {
 		tail = line
 	}
 	if _, err := f.WriteAt(tail, 0); err != nil {
-		return err
+		return 0, err
 	}
 	to := int64(len(tail))
-	for from := info.Size(); to < most; { // what has come since
+	from := info.Size()
+	for to < most { // what has come since
 		n, err := io.Copy(io.NewOffsetWriter(f, to), io.NewSectionReader(f, from, most-to))
 		if err != nil {
-			return err
+			return 0, err
 		}
 		if n == 0 {
 			break
 		}
 		from, to = from+n, to+n
 	}
-	return f.Truncate(to)
+	return from - to, f.Truncate(to)
 }
 
 // readTail returns the last n bytes of a file, at most.

@@ -25,13 +25,13 @@ func TestDropHead(t *testing.T) {
 		}
 	}
 	whole, _ := os.ReadFile(path)
-	if err := dropHead(path, 12000, 100); err != nil { // which is just enough
+	if _, err := dropHead(path, 12000, 100); err != nil { // which is just enough
 		t.Fatal(err)
 	}
 	if got, err := os.ReadFile(path); err != nil || !bytes.Equal(got, whole) {
 		t.Errorf("a file that is not too long was changed: %v", err)
 	}
-	if err := dropHead(path, 11999, 100); err != nil {
+	if _, err := dropHead(path, 11999, 100); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := vmm.WriteString(line(1000)); err != nil { // the VMM goes on
@@ -60,14 +60,14 @@ func TestDropHeadWithoutLines(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := dropHead(path, 1000, 100); err != nil {
+		if _, err := dropHead(path, 1000, 100); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := os.ReadFile(path); err != nil || string(got) != text[len(text)-100:] {
 			t.Errorf("left: %q, %v", got, err)
 		}
 	}
-	if err := dropHead(path+"-none", 1, 1); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := dropHead(path+"-none", 1, 1); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no file: %v", err)
 	}
 }

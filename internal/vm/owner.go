@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"sync"
 	"time"
 
@@ -44,6 +45,8 @@ type owner struct {
 	quit chan struct{} // closed at shutdown
 	gone chan struct{} // closed when the goroutine has ended
 
+	console *console
+
 	mu    sync.Mutex
 	rec   Record
 	state api.VMState
@@ -55,6 +58,7 @@ func newOwner(svc *Service, rec Record) *owner {
 	return &owner{
 		svc: svc, id: rec.ID, uid: rec.Owner, rec: rec, state: api.VMStopped,
 		cmds: make(chan *command), ends: make(chan *command), quit: make(chan struct{}), gone: make(chan struct{}),
+		console: &console{path: svc.consolePath(rec.ID)},
 	}
 }
 
@@ -137,7 +141,9 @@ func (o *owner) run() {
 			o.transit(evDied)
 			current = o.begin(&command{ctx: context.Background(), event: evDied, report: func(api.Progress) {}, done: make(chan error, 1)})
 		case <-tick.C:
-			o.svc.trimConsole(o.rec.ID)
+			if err := o.console.trim(consoleMax, consoleKeep); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				o.svc.log.Warn("trim console", "vm", o.rec.Name, "err", err)
+			}
 		case <-o.quit:
 			if current != nil {
 				current.cancel()

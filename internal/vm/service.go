@@ -5,12 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"log/slog"
 	"maps"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -326,30 +323,6 @@ func (s *Service) Delete(_ context.Context, caller uint32, ref string, force boo
 
 func (s *Service) destroyNow(ctx context.Context, o *owner) error {
 	return o.do(ctx, evDestroy, 0, nil)
-}
-
-// Logs opens what is kept of a VM's console.
-func (s *Service) Logs(_ context.Context, caller uint32, ref string) (io.ReadCloser, error) {
-	o, err := s.find(caller, ref)
-	if err != nil {
-		return nil, err
-	}
-	f, err := os.Open(s.consolePath(o.id))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, api.Errorf(api.CodeConflict, "console of VM %q: it was never started", o.name()).WithHint("banger vm start %s", o.name())
-	}
-	if err != nil {
-		return nil, err
-	}
-	info, err := f.Stat()
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	// A guest may write faster than a client reads.
-	return struct {
-		io.Reader
-		io.Closer
-	}{io.LimitReader(f, info.Size()), f}, nil
 }
 
 // Lease holds an ephemeral VM until release is called.
