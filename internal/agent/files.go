@@ -92,13 +92,19 @@ func (b *begun) Write(p []byte) (int, error) {
 func writeFiles(w http.ResponseWriter, r *http.Request) {
 	rc := http.NewResponseController(w)
 	_ = rc.EnableFullDuplex()
+	// With full duplex, net/http reads the next request wrongly where the body of this
+	// one was not read to its end.
 	if err := extract(r); err != nil {
+		w.Header().Set("Connection", "close")
 		refuse(w, err)
 		// One who is cut off while sending does not read the answer.
 		if rc.Flush() == nil && rc.SetReadDeadline(time.Now().Add(drainTime)) == nil {
 			_, _ = io.Copy(io.Discard, r.Body)
 		}
 		return
+	}
+	if _, err := io.Copy(io.Discard, r.Body); err != nil { // what tar(1) pads an archive with
+		w.Header().Set("Connection", "close")
 	}
 	w.WriteHeader(http.StatusNoContent)
 }

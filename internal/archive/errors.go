@@ -42,6 +42,8 @@ func Coded(prefix string, err error) error {
 		code = api.CodePermissionDenied
 	case is(syscall.EISDIR, syscall.ENOTDIR, syscall.EEXIST, syscall.ENOTEMPTY, syscall.ELOOP, syscall.EBUSY, syscall.ETXTBSY):
 		code = api.CodeConflict
+	case ownWords(err):
+		code = api.CodeConflict
 	case is(errChanged):
 		code, hint = api.CodeConflict, "copy again when nothing writes to it"
 	case is(io.ErrUnexpectedEOF):
@@ -54,4 +56,15 @@ func Coded(prefix string, err error) error {
 		e = e.WithHint("%s", hint)
 	}
 	return e
+}
+
+// ownWords tells the errors for which os.Root has no number: a path leads out of the
+// directory, or through what is none.
+func ownWords(err error) bool {
+	p, ok := errors.AsType[*fs.PathError](err)
+	if !ok {
+		return false
+	}
+	_, numbered := errors.AsType[syscall.Errno](p.Err)
+	return !numbered
 }
