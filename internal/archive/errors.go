@@ -19,6 +19,7 @@ func Coded(prefix string, err error) error {
 	if coded, ok := errors.AsType[*api.Error](err); ok {
 		return coded
 	}
+	unnumbered := ownWords(err)
 	if p, ok := err.(*fs.PathError); ok && strings.HasSuffix(prefix, " "+p.Path) {
 		err = p.Err
 	}
@@ -42,7 +43,7 @@ func Coded(prefix string, err error) error {
 		code = api.CodePermissionDenied
 	case is(syscall.EISDIR, syscall.ENOTDIR, syscall.EEXIST, syscall.ENOTEMPTY, syscall.ELOOP, syscall.EBUSY, syscall.ETXTBSY):
 		code = api.CodeConflict
-	case ownWords(err):
+	case unnumbered:
 		code = api.CodeConflict
 	case is(errChanged):
 		code, hint = api.CodeConflict, "copy again when nothing writes to it"
