@@ -79,3 +79,14 @@ func (c *Client) Logs(ctx context.Context, ref string, q api.ReadLogs) (io.ReadC
 	}
 	return &trailed{ctx, r, resp}, nil
 }
+
+// Stats says what a running VM uses. Where the guest does not answer within some
+// seconds, its figures are absent and the host's are there.
+func (c *Client) Stats(ctx context.Context, ref string) (api.Stats, error) {
+	return get[api.Stats](ctx, c, "vms", ref, "stats")
+}
+
+// Ports lists the sockets in a running VM at which something listens, by number.
+func (c *Client) Ports(ctx context.Context, ref string) ([]api.Port, error) {
+	return get[[]api.Port](ctx, c, "vms", ref, "ports")
+}

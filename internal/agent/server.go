@@ -45,6 +45,8 @@ func Handler(poweroff func(patience time.Duration)) http.Handler {
 	mux.HandleFunc("GET /ssh", sshd.serve)
 	mux.HandleFunc("GET /tcp", tcp)
 	fileRoutes(mux)
+	mux.HandleFunc("GET /stats", stats)
+	mux.HandleFunc("GET /ports", ports)
 	return mux
 }
 

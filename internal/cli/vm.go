@@ -136,7 +136,7 @@ func vmCommands(d *deps) *cobra.Command {
 	}
 	c := group("vm", "Run virtual machines", "banger vm run --name api -- make test", runCommand(d), createCommand(d),
 		list(d, vmKind, "List VMs", "banger vm list", d.client.VMs))
-	c.AddCommand(copyCommand(d))
+	c.AddCommand(copyCommand(d), statsCommand(d), portsCommand(d))
 	c.AddCommand(several...)
 	c.AddCommand(one...)
 	c.AddCommand(changeCommands(d)...)

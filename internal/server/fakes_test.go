@@ -150,6 +150,16 @@ func (v *vms) WriteFiles(_ context.Context, caller uint32, ref string, q api.Wri
 	return err
 }
 
+func (v *vms) Stats(_ context.Context, caller uint32, ref string) (api.Stats, error) {
+	vm, err := v.find(caller, ref)
+	return api.Stats{VM: vm.ID, Name: vm.Name, GuestError: "it hangs", Host: api.HostStats{Memory: 1}}, err
+}
+
+func (v *vms) Ports(_ context.Context, caller uint32, ref string) ([]api.Port, error) {
+	_, err := v.find(caller, ref)
+	return []api.Port{{Protocol: "tcp", Address: "::", Port: 22}}, err
+}
+
 func (v *vms) Agent(_ context.Context, caller uint32, ref string) (http.RoundTripper, error) {
 	_, err := v.find(caller, ref)
 	return v.agent, err

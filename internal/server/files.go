@@ -32,6 +32,16 @@ func (s *server) guestRoutes(routes huma.API) {
 			}
 			return s.VMs.Stat(ctx, caller, in.VM, in.Path, in.Follow)
 		})
+	route(s, routes, spec{"GET /vms/{vm}/stats", 200, "vm-stats", "Get what a running VM uses.",
+		"The guest's figures are its word. Where it does not answer within some seconds they are absent.", slices.Concat(ofVM, []api.Code{api.CodeConflict})},
+		func(ctx context.Context, caller uint32, in *vmInput) (api.Stats, error) {
+			return s.VMs.Stats(ctx, caller, in.VM)
+		})
+	route(s, routes, spec{"GET /vms/{vm}/ports", 200, "vm-ports", "List the ports of a running VM at which something listens.",
+		"By number; at most 4096.", inGuest},
+		func(ctx context.Context, caller uint32, in *vmInput) ([]api.Port, error) {
+			return s.VMs.Ports(ctx, caller, in.VM)
+		})
 }
 
 // fileStreams are the routes that copy files.

@@ -47,6 +47,8 @@ type VMs interface {
 	Stat(ctx context.Context, caller uint32, ref, path string, follow bool) (api.File, error)
 	ReadFiles(ctx context.Context, caller uint32, ref string, q api.ReadFiles) (io.ReadCloser, error)
 	WriteFiles(ctx context.Context, caller uint32, ref string, q api.WriteFiles, r io.Reader) error
+	Stats(ctx context.Context, caller uint32, ref string) (api.Stats, error)
+	Ports(ctx context.Context, caller uint32, ref string) ([]api.Port, error)
 	AuthorizeSSH(ctx context.Context, caller uint32, ref, publicKey string) (api.SSHAccess, error)
 }
 
