@@ -60,7 +60,7 @@ func surround() (err error) {
 	if err := linkUp(Uplink, HostAddress+"/24"); err != nil {
 		return err
 	}
-	if err := linux.AddDefaultRoute(netip.MustParseAddr(GatewayAddress)); err != nil {
+	if err := linux.AddRoute(netip.MustParsePrefix("0.0.0.0/0"), netip.MustParseAddr(GatewayAddress)); err != nil {
 		return err
 	}
 	return internet.Do(func() error {
@@ -194,4 +194,9 @@ func forwardingLeft() []string {
 		return []string{"forwarding from " + Uplink}
 	}
 	return nil
+}
+
+// RouteByHost lets who is out there send packets to an address by the host.
+func RouteByHost(address string) error {
+	return linux.AddRoute(netip.PrefixFrom(netip.MustParseAddr(address), 32), netip.MustParseAddr(HostAddress))
 }

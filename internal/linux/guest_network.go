@@ -35,7 +35,7 @@ func ConfigureLink(mac net.HardwareAddr, address netip.Prefix, gateway netip.Add
 	if err := netlink.LinkSetUp(link); err != nil {
 		return fmt.Errorf("take link %s up: %w", name, err)
 	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice(), Dst: everywhere()}
+	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice(), Dst: ipNet(everywhere)}
 	if err := netlink.RouteReplace(route); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("route by %s: %w", gateway, err)
 	}
@@ -43,4 +43,4 @@ func ConfigureLink(mac net.HardwareAddr, address netip.Prefix, gateway netip.Add
 }
 
 // everywhere is the destination of a default route.
-func everywhere() *net.IPNet { return &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)} }
+var everywhere = netip.MustParsePrefix("0.0.0.0/0")

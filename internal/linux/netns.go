@@ -69,11 +69,10 @@ func AddVeth(name, peerName string, peer *NetNS) error {
 	return nil
 }
 
-// AddDefaultRoute routes by a gateway what no other route is for.
-func AddDefaultRoute(gateway netip.Addr) error {
-	route := &netlink.Route{Gw: gateway.AsSlice(), Dst: everywhere()}
-	if err := netlink.RouteReplace(route); err != nil {
-		return fmt.Errorf("route by %s: %w", gateway, err)
+// AddRoute routes what goes to a network by a gateway.
+func AddRoute(to netip.Prefix, gateway netip.Addr) error {
+	if err := netlink.RouteReplace(&netlink.Route{Gw: gateway.AsSlice(), Dst: ipNet(to)}); err != nil {
+		return fmt.Errorf("route to %s by %s: %w", to, gateway, err)
 	}
 	return nil
 }

@@ -247,6 +247,9 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	diskSize := roundUp(*cmp.Or(r.DiskSize, s.defaults.DiskSize))
 	r.DiskSize = &diskSize
 	r.Network = cmp.Or(r.Network, s.defaults.Network)
+	if r.Network == api.NetworkNone && r.NAT != nil && *r.NAT {
+		return Record{}, api.Errorf(api.CodeInvalid, "create VM %q: NAT for a VM without network", r.Name).WithHint("leave out --nat on or --net none")
+	}
 	nat := r.Network == api.NetworkBridge && *cmp.Or(r.NAT, s.defaults.NAT)
 	total, err := linux.MemTotal()
 	if err != nil {
