@@ -164,6 +164,16 @@ func (n *Network) Adopt(ctx context.Context, owner string, a Attachment) (tap st
 	return tap, nil
 }
 
+// Tap returns the name of the tap of owner; attached is false where it has none.
+func (n *Network) Tap(owner string) (tap string, attached bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if g := n.guests[owner]; g != nil {
+		return g.tap, true
+	}
+	return "", false
+}
+
 // Detach forgets the attachment of owner, who has released its tap; with the last
 // one, everything goes.
 func (n *Network) Detach(ctx context.Context, owner string) error {

@@ -74,9 +74,11 @@ func (s *Service) set(ctx context.Context, rec Record, l *live, req api.SetVM) (
 		}
 		*d.size = d.want
 	}
-	if err := s.network.Change(ctx, runOwnerOf(rec.ID), attachmentOf(to)); err != nil {
-		to.NAT = rec.NAT
-		return to, err
+	for _, c := range s.capabilities {
+		if err := c.change(ctx, runOwnerOf(rec.ID), to); err != nil {
+			to.NAT = rec.NAT
+			return to, err
+		}
 	}
 	if l == nil {
 		return to, nil // the agent sees to the file systems and the name at the next start

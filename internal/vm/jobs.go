@@ -44,7 +44,7 @@ func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l
 		return nil, err
 	}
 	watch.lap("disk")
-	if rec, err = s.replace(ctx, rec); err != nil {
+	if rec, err = s.settled(ctx, rec); err != nil {
 		return nil, err
 	}
 	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, watch, report)
@@ -78,20 +78,20 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
 		return booted{}, err
 	}
-	nic, err := s.attach(ctx, owner, rec)
-	if err != nil {
-		return booted{}, err
+	for _, c := range s.capabilities {
+		if err := c.acquire(ctx, owner, rec); err != nil {
+			return booted{}, err
+		}
+		watch.lap(c.step())
 	}
-	watch.lap("network")
 	if _, err := s.ledger.Acquire(ctx, owner, KindCgroup, cgroup, nil); err != nil {
 		return booted{}, err
 	}
 	watch.lap("cgroup")
-	m, err := s.machine(ctx, rec, runDir, cgroup)
+	m, err := s.machine(ctx, owner, rec, runDir, cgroup)
 	if err != nil {
 		return booted{}, err
 	}
-	m.NIC = nic
 	report(api.Progress{Step: "boot"})
 	inst, err := s.driver.Start(ctx, m)
 	if err != nil {
@@ -167,7 +167,10 @@ func (s *Service) destroy(ctx context.Context, rec Record, _ *live) error {
 func (s *Service) releaseRun(rec Record) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	return s.detach(ctx, rec, s.ledger.ReleaseOwner(ctx, runOwnerOf(rec.ID)))
+	if err := s.ledger.ReleaseOwner(ctx, runOwnerOf(rec.ID)); err != nil {
+		return err // what is still there stays under its rules
+	}
+	return s.released(ctx, runOwnerOf(rec.ID))
 }
 
 // adopt takes up the VMM of a VM that an earlier run of the daemon started.
@@ -196,12 +199,14 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	m, err := s.machine(ctx, rec, runDir, cgroup)
+	for _, c := range s.capabilities {
+		if err := c.adopt(ctx, runOwnerOf(rec.ID), rec); err != nil {
+			s.log.Error("take up what a VM has", "vm", rec.Name, "err", err) // it lives all the same
+		}
+	}
+	m, err := s.machine(ctx, runOwnerOf(rec.ID), rec, runDir, cgroup)
 	if err != nil {
 		return nil, err
-	}
-	if m.NIC, err = s.attached(ctx, rec); err != nil {
-		s.log.Error("find the VM's place on the network", "vm", rec.Name, "err", err) // it lives all the same
 	}
 	inst, err := s.driver.Attach(ctx, m)
 	if err != nil {

@@ -2,7 +2,6 @@ package vm
 
 import (
 	"context"
-	"crypto/rand"
 	"net/http"
 	"os"
 	"slices"
@@ -54,21 +53,10 @@ func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*
 	if err != nil {
 		return nil, wire.Health{}, err
 	}
-	access, err := s.sshSettings(ctx, rec)
-	if err != nil {
-		conn.Close()
-		return nil, wire.Health{}, err
+	what, err := s.configuration(ctx, rec)
+	if err == nil {
+		err = conn.Configure(ctx, what)
 	}
-	network, err := s.guestNetwork(rec)
-	if err != nil {
-		s.log.Error("configure the guest's network", "vm", rec.Name, "err", err) // the rest of it works
-	}
-	entropy := make([]byte, 64)
-	rand.Read(entropy)
-	err = conn.Configure(ctx, wire.Configure{
-		Hostname: rec.Name, MachineID: rec.MachineID, Time: time.Now().UnixNano(), Entropy: entropy,
-		SSH: access, Network: network,
-	})
 	var health wire.Health
 	if err == nil {
 		health, err = conn.Health(ctx)

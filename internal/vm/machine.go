@@ -89,8 +89,8 @@ func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
 	return nil
 }
 
-// machine describes the machine of a VM that has its resources.
-func (s *Service) machine(ctx context.Context, rec Record, runDir, cgroup string) (vmm.Machine, error) {
+// machine describes the machine of a VM whose resources owner has.
+func (s *Service) machine(ctx context.Context, owner string, rec Record, runDir, cgroup string) (vmm.Machine, error) {
 	layers, err := s.assets.Disks(ctx, rec.ImageID)
 	if err != nil {
 		return vmm.Machine{}, err
@@ -107,31 +107,26 @@ func (s *Service) machine(ctx context.Context, rec Record, runDir, cgroup string
 	if err != nil {
 		return vmm.Machine{}, err
 	}
-	dir := s.vmDir(rec.ID)
-	m := vmm.Machine{
-		ID: rec.ID, CPUs: rec.CPUs, Memory: rec.Memory, Kernel: boot.Vmlinux, Initrd: boot.Initramfs,
-		Console: s.consolePath(rec.ID), Log: filepath.Join(dir, "vmm.log"),
-		RunDir: s.runDirs.Path(runDir), Cgroup: s.cgroups.Path(cgroup),
+	d := &description{
+		machine: vmm.Machine{
+			ID: rec.ID, CPUs: rec.CPUs, Memory: rec.Memory, Kernel: boot.Vmlinux, Initrd: boot.Initramfs,
+			Console: s.consolePath(rec.ID), Log: filepath.Join(s.vmDir(rec.ID), "vmm.log"),
+			RunDir: s.runDirs.Path(runDir), Cgroup: s.cgroups.Path(cgroup),
+		},
+		boot: wire.Boot{Sync: rec.Sync},
 	}
-	attach := func(path string, readOnly bool) string {
-		m.Disks = append(m.Disks, vmm.Disk{Path: path, ReadOnly: readOnly})
-		return "vd" + string(rune('a'+len(m.Disks)-1))
-	}
-	words := wire.Boot{Sync: rec.Sync, Hostname: rec.Name, MachineID: rec.MachineID, Init: rec.Init}
 	for _, path := range layers {
-		words.Layers = append(words.Layers, attach(path, true))
+		d.boot.Layers = append(d.boot.Layers, d.disk(path, true))
 	}
-	words.Upper = attach(upper, false)
-	words.Modules = attach(boot.Modules, true)
-	if rec.DiskSize > 0 && names.work != "" {
-		work, err := s.works.Path(names.work)
-		if err != nil {
+	d.boot.Upper = d.disk(upper, false)
+	d.boot.Modules = d.disk(boot.Modules, true)
+	for _, c := range s.capabilities {
+		if err := c.describe(ctx, owner, rec, d); err != nil {
 			return vmm.Machine{}, err
 		}
-		words.Work = attach(work, false)
 	}
-	m.Cmdline = words.Cmdline()
-	return m, nil
+	d.machine.Cmdline = d.boot.Cmdline()
+	return d.machine, nil
 }
 
 // releaseDisk gives back the disks of one kind that a VM holds.

@@ -27,69 +27,68 @@ func (s *Service) takenAddresses() map[netip.Addr]bool {
 	return taken
 }
 
-// place gives a VM on the network an address, where it has none or one that the
-// network has no room for any more: the host's routes may have changed.
-func (s *Service) place(ctx context.Context, rec Record) (Record, error) {
+// onNetwork is a VM's place on the network.
+type onNetwork struct {
+	inert
+	svc     *Service
+	network *network.Network
+}
+
+func (onNetwork) step() string { return "network" }
+
+// settle gives a VM an address, where it has none or one that the network has no
+// room for any more: the host's routes may have changed.
+func (n onNetwork) settle(ctx context.Context, rec Record) (Record, error) {
 	if rec.Network != api.NetworkBridge {
 		return rec, nil
 	}
-	if fits, err := s.network.Fits(ctx, rec.IP); err != nil || fits {
+	if fits, err := n.network.Fits(ctx, rec.IP); err != nil || fits {
 		return rec, err
 	}
 	var err error
-	rec.IP, rec.MAC, err = s.network.Pick(ctx, s.takenAddresses())
+	rec.IP, rec.MAC, err = n.network.Pick(ctx, n.svc.takenAddresses())
 	return rec, err
 }
 
-// replace is place for a VM that is in the store.
-func (s *Service) replace(ctx context.Context, rec Record) (Record, error) {
-	placed, err := s.place(ctx, rec)
-	if err != nil || placed == rec {
-		return placed, err
-	}
-	return placed, s.store.UpdateVM(ctx, placed)
-}
-
-// attach puts a VM that is about to run on the network; nil where it is on none.
-func (s *Service) attach(ctx context.Context, owner string, rec Record) (*vmm.NIC, error) {
+func (n onNetwork) acquire(ctx context.Context, owner string, rec Record) error {
 	if rec.Network != api.NetworkBridge {
-		return nil, nil
+		return nil
 	}
-	tap, err := s.network.Attach(ctx, owner, attachmentOf(rec))
-	if err != nil {
-		return nil, err
-	}
-	return &vmm.NIC{Tap: tap, MAC: rec.MAC}, nil
+	_, err := n.network.Attach(ctx, owner, attachmentOf(rec))
+	return err
 }
 
-// attached takes up the attachment of a VM that runs.
-func (s *Service) attached(ctx context.Context, rec Record) (*vmm.NIC, error) {
+func (n onNetwork) adopt(ctx context.Context, owner string, rec Record) error {
 	if rec.Network != api.NetworkBridge {
-		return nil, nil
+		return nil
 	}
-	tap, err := s.network.Adopt(ctx, runOwnerOf(rec.ID), attachmentOf(rec))
-	if err != nil {
-		return nil, err
-	}
-	return &vmm.NIC{Tap: tap, MAC: rec.MAC}, nil
+	_, err := n.network.Adopt(ctx, owner, attachmentOf(rec))
+	return err
 }
 
-// detach takes a VM that does not run any more off the network.
-func (s *Service) detach(ctx context.Context, rec Record, released error) error {
-	if released != nil {
-		return released // what is still there stays under the rules
+func (n onNetwork) describe(_ context.Context, owner string, rec Record, d *description) error {
+	if tap, attached := n.network.Tap(owner); attached {
+		d.machine.NIC = &vmm.NIC{Tap: tap, MAC: rec.MAC}
 	}
-	return s.network.Detach(ctx, runOwnerOf(rec.ID))
+	return nil
 }
 
-// guestNetwork is what the agent is to make of the guest's interface.
-func (s *Service) guestNetwork(rec Record) (*wire.Network, error) {
+func (n onNetwork) configure(_ context.Context, rec Record, c *wire.Configure) error {
 	if rec.Network != api.NetworkBridge {
-		return nil, nil
+		return nil
 	}
-	g, err := s.network.Guest(rec.IP)
+	g, err := n.network.Guest(rec.IP)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return &wire.Network{MAC: rec.MAC, Address: g.Address, Gateway: g.Gateway, DNS: []netip.Addr{g.DNS}}, nil
+	c.Network = &wire.Network{MAC: rec.MAC, Address: g.Address, Gateway: g.Gateway, DNS: []netip.Addr{g.DNS}}
+	return nil
+}
+
+func (n onNetwork) change(ctx context.Context, owner string, to Record) error {
+	return n.network.Change(ctx, owner, attachmentOf(to))
+}
+
+func (n onNetwork) released(ctx context.Context, owner string) error {
+	return n.network.Detach(ctx, owner)
 }

@@ -33,7 +33,7 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 		return err
 	}
 	only := rec
-	only.CPUs, only.Memory, only.DiskSize, only.Network, only.Init = 1, readMemory, 0, api.NetworkNone, false
+	only.CPUs, only.Memory, only.DiskSize, only.Network, only.Init, only.HostKey = 1, readMemory, 0, api.NetworkNone, false, ""
 	b, err := s.boot(ctx, readOwnerOf(rec.ID), only, newStopwatch(), report)
 	if err != nil {
 		return fmt.Errorf("read the root of VM %q: %w", rec.Name, err)

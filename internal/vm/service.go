@@ -52,12 +52,13 @@ type Service struct {
 	cgroups  *vmm.Cgroups
 	uppers   *disk.Disks
 	works    *disk.Disks
-	network  *network.Network
 	driver   vmm.Driver
 	ops      *operation.Registry
 	stateDir string
 	defaults api.CreateVM
 	log      *slog.Logger
+
+	capabilities []capability
 
 	mu     sync.Mutex
 	owners map[string]*owner // by id
@@ -66,10 +67,15 @@ type Service struct {
 
 // New returns a Service that knows no VMs yet: call Recover.
 func New(c Config) *Service {
-	return &Service{
-		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups, uppers: c.Uppers, works: c.Works, network: c.Network, driver: c.Driver,
+	s := &Service{
+		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups,
+		uppers: c.Uppers, works: c.Works, driver: c.Driver,
 		ops: c.Operations, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, owners: map[string]*owner{},
 	}
+	s.capabilities = []capability{
+		personality{}, workDisk{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
+	}
+	return s
 }
 
 // Alive returns the ledger's owners that are VMs, for resource.Ledger.Recover.
@@ -98,12 +104,14 @@ func (s *Service) Recover(ctx context.Context) error {
 			}
 			continue
 		}
-		if rec, err = s.withHostKey(ctx, rec); err != nil {
-			return err
+		l, err := s.adopt(ctx, rec)
+		if err != nil {
+			if rec, err = s.settled(ctx, rec); err != nil { // it may be of an earlier version
+				return err
+			}
 		}
 		o := newOwner(s, rec)
-		l, err := s.adopt(ctx, rec)
-		if err == nil {
+		if l != nil {
 			s.log.Info("adopted", "vm", rec.Name, "pid", l.inst.PID())
 			o.live, o.state = l, api.VMRunning
 			o.rec.Wanted = WantRunning
@@ -266,17 +274,14 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	if err != nil {
 		return Record{}, fmt.Errorf("create VM %q: %w", r.Name, err)
 	}
-	hostKey, err := newHostKey()
-	if err != nil {
-		return Record{}, err
-	}
-	rec := Record{
+	rec, err := s.settle(ctx, Record{
 		ID: resource.RandomName(6), Name: r.Name, Owner: caller, Image: r.Image, ImageID: imageID, Kernel: kernel,
-		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, NAT: nat, Init: r.Init, Ephemeral: r.Ephemeral, Wanted: WantStopped,
-		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), HostKey: hostKey, Created: time.Now(),
-	}
-	if rec, err = s.place(ctx, rec); err != nil {
-		return Record{}, fmt.Errorf("create VM %q: %w", rec.Name, err)
+		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, NAT: nat,
+		Init: r.Init, Ephemeral: r.Ephemeral, Wanted: WantStopped,
+		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), Created: time.Now(),
+	})
+	if err != nil {
+		return Record{}, fmt.Errorf("create VM %q: %w", r.Name, err)
 	}
 	return rec, nil
 }

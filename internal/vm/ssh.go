@@ -141,15 +141,23 @@ func (o *owner) snapshot() (Record, *live) {
 	return o.rec, o.live
 }
 
-// withHostKey gives a VM of before there were host keys one.
-func (s *Service) withHostKey(ctx context.Context, rec Record) (Record, error) {
-	if rec.HostKey != "" {
-		return rec, nil
+// sshAccess is a VM's ssh server, and who may use it.
+type sshAccess struct {
+	inert
+	svc *Service
+}
+
+// settle gives a VM its host key.
+func (sshAccess) settle(_ context.Context, rec Record) (Record, error) {
+	var err error
+	if rec.HostKey == "" {
+		rec.HostKey, err = newHostKey()
 	}
-	key, err := newHostKey()
-	if err != nil {
-		return rec, err
-	}
-	rec.HostKey = key
-	return rec, s.store.UpdateVM(ctx, rec)
+	return rec, err
+}
+
+func (a sshAccess) configure(ctx context.Context, rec Record, c *wire.Configure) error {
+	var err error
+	c.SSH, err = a.svc.sshSettings(ctx, rec)
+	return err
 }

@@ -14,8 +14,11 @@ type stopwatch struct {
 
 func newStopwatch() *stopwatch { return &stopwatch{last: time.Now()} }
 
-// lap ends a step.
+// lap ends a step; without a name its time is the next one's.
 func (w *stopwatch) lap(name string) {
+	if name == "" {
+		return
+	}
 	now := time.Now()
 	w.steps = append(w.steps, api.Step{Name: name, Seconds: now.Sub(w.last).Seconds()})
 	w.last = now
