@@ -84,6 +84,9 @@ func New(t testing.TB, env ...string) *Host {
 	}, env...)
 	t.Cleanup(func() {
 		h.cleanUp(t)
+		if h.machine != nil {
+			_ = h.machine.Close()
+		}
 		if t.Failed() {
 			h.tellLog(t)
 		}

@@ -135,8 +135,7 @@ func (h *Host) OnMachine(t testing.TB) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = ns.Close() })
-	h.machine = ns
+	h.machine = ns // closed by New's cleanup, which looks around in it first
 }
 
 // Enter prepares a command to run on the network that h has.

@@ -169,6 +169,7 @@ func TestInterruptOnDemand(t *testing.T) {
 	}
 	tmp := t.TempDir()
 	h := hosttest.New(t, "TMPDIR="+tmp)
+	h.OnMachine(t) // where the distribution's packages come from
 	b := begin(t, h, "vm", "run", "--rm", "--image", bootstrap.Host(), "--", "true")
 	b.out.await(t, "bootstrap")
 	b.signal(t, syscall.SIGTERM)
