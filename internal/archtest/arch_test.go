@@ -66,12 +66,13 @@ var directions = map[string][]string{
 
 // only maps packages of others to the only ones of ours that may import them.
 var only = map[string][]string{
-	"golang.org/x/sys/unix":           {"internal/linux"},
-	"github.com/vishvananda/netlink":  {"internal/linux"},
-	"github.com/google/nftables":      {"internal/linux"},
-	"github.com/google/nftables/expr": {"internal/linux"},
-	"database/sql":                    {"internal/store"},
-	"modernc.org/sqlite":              {"internal/store"},
+	"golang.org/x/sys/unix":                 {"internal/linux"},
+	"github.com/vishvananda/netlink":        {"internal/linux"},
+	"github.com/google/nftables":            {"internal/linux"},
+	"github.com/google/nftables/binaryutil": {"internal/linux"},
+	"github.com/google/nftables/expr":       {"internal/linux"},
+	"database/sql":                          {"internal/store"},
+	"modernc.org/sqlite":                    {"internal/store"},
 }
 
 // file is a parsed Go file of this module.

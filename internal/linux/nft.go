@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -249,6 +250,9 @@ func (s NftSet) nft(table *nftables.Table) *nftables.Set {
 		types = append(types, f.nft)
 	}
 	set.KeyType = types[0]
+	if s.Fields[0] == NftLink && len(types) == 1 {
+		set.KeyByteOrder = binaryutil.NativeEndian // for nft to show it
+	}
 	if len(types) > 1 {
 		set.KeyType = nftables.MustConcatSetType(types...)
 	}
