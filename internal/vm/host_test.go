@@ -1,0 +1,287 @@
+package vm_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"banger/internal/guest/wire"
+	"banger/internal/linux"
+	"banger/internal/vmm"
+)
+
+// mood is how a machine of these tests behaves.
+type mood int
+
+const (
+	obedient  mood = iota
+	stubborn       // ignores the power-off and the power button
+	silent         // its agent never answers
+	stillborn      // its VMM ends before the agent answers
+	unable         // its VMM does not start
+)
+
+// machines are the VMMs on the host: processes in cgroups that outlive the Service
+// which started them. Each has an agent that speaks the real protocol on the real
+// socket; it is in the test's process, and answers as long as the VMM lives.
+type machines struct {
+	t tester
+
+	mu   sync.Mutex
+	next []mood // of the machines to be started; obedient ones follow
+	live map[string]*machine
+}
+
+// machine is one VMM: cat, which ends by itself when its input does.
+type machine struct {
+	vmm.Machine
+	mood   mood
+	cmd    *exec.Cmd
+	power  io.Closer // the VMM's input
+	exited chan struct{}
+	exit   vmm.Exit
+	hung   chan struct{} // open while the agent does not answer; nil otherwise
+}
+
+// plan says how the machines that are started next behave.
+func (h *machines) plan(moods ...mood) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.next = moods
+}
+
+// running returns the machines whose VMM has not ended.
+func (h *machines) running() []*machine {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var all []*machine
+	for _, m := range h.live {
+		all = append(all, m)
+	}
+	return all
+}
+
+// of returns the machine of the VM id, or nil.
+func (h *machines) of(id string) *machine {
+	for _, m := range h.running() {
+		if m.ID == id {
+			return m
+		}
+	}
+	return nil
+}
+
+// driver implements vmm.Driver over machines, for one Service.
+type driver struct {
+	*machines
+	gate *gate
+}
+
+func (d driver) Name() string { return "cat" }
+
+func (d driver) Check(context.Context) (vmm.Info, error) {
+	return vmm.Info{Binary: "/bin/cat", Version: "1", Accel: "none"}, d.gate.pass()
+}
+
+func (d driver) Start(ctx context.Context, spec vmm.Machine) (vmm.Instance, error) {
+	if err := errors.Join(d.gate.pass(), ctx.Err()); err != nil {
+		return nil, err
+	}
+	m := &machine{Machine: spec, exited: make(chan struct{})}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.next) > 0 {
+		m.mood, d.next = d.next[0], d.next[1:]
+	}
+	for _, other := range d.live {
+		for _, disk := range spec.Disks {
+			if !disk.ReadOnly && slices.Contains(other.Disks, disk) {
+				d.t.Errorf("two VMMs write to %s", disk.Path)
+			}
+		}
+	}
+	if m.mood == unable {
+		return nil, errors.New("start cat: it has no wish to")
+	}
+	if err := m.start(); err != nil {
+		return nil, err
+	}
+	d.live[spec.Cgroup] = m
+	listener, err := linux.ListenUnix(filepath.Join(spec.RunDir, "agent.sock"))
+	if err != nil {
+		return nil, errors.Join(err, m.cmd.Process.Kill())
+	}
+	server := &http.Server{Handler: m.agent(d.machines)}
+	go m.listen(listener, server)
+	go func() {
+		_ = m.cmd.Wait() // its status is looked at
+		m.exit = vmm.Exit{Known: true, Code: m.cmd.ProcessState.ExitCode(), At: time.Now()}
+		if ws := m.cmd.ProcessState.Sys().(syscall.WaitStatus); ws.Signaled() {
+			m.exit.Signal = ws.Signal().String()
+		}
+		_ = m.power.Close()
+		_ = listener.Close()
+		_ = server.Close()
+		d.mu.Lock()
+		delete(d.live, spec.Cgroup)
+		d.mu.Unlock()
+		close(m.exited)
+	}()
+	if m.mood == stillborn {
+		_ = m.power.Close()
+	}
+	return instance{m, true}, nil
+}
+
+// start runs the VMM in its cgroup.
+func (m *machine) start() error {
+	cgroup, err := os.Open(m.Cgroup)
+	if err != nil {
+		return err
+	}
+	defer cgroup.Close()
+	m.cmd = exec.Command("/bin/cat")
+	m.cmd.Dir = m.RunDir
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd())}
+	if m.power, err = m.cmd.StdinPipe(); err != nil {
+		return err
+	}
+	return m.cmd.Start()
+}
+
+// listen serves the agent on each connection, of which the latest counts.
+func (m *machine) listen(listener net.Listener, server *http.Server) {
+	boot, err := wire.ParseBoot(m.Cmdline)
+	if err != nil {
+		return
+	}
+	var last *wire.Listener
+	for {
+		conn, err := listener.Accept()
+		if last != nil {
+			_ = last.Close()
+		}
+		if err != nil {
+			return
+		}
+		if m.mood == silent {
+			go func() { <-m.exited; _ = conn.Close() }()
+			continue
+		}
+		last = wire.Listen(conn, boot.Sync)
+		go func(l *wire.Listener) { _ = server.Serve(l) }(last)
+	}
+}
+
+// agent is what the guest answers.
+func (m *machine) agent(h *machines) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(wire.Health{Version: "cat", Protocol: wire.Protocol, BootID: m.ID})
+	})
+	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(http.StatusNoContent)
+		if m.mood != stubborn {
+			_ = m.power.Close()
+		}
+	})
+	mux.HandleFunc("GET /files", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "the root of "+m.ID) })
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h.mu.Lock()
+		hung := m.hung
+		h.mu.Unlock()
+		if hung != nil {
+			select {
+			case <-hung:
+			case <-m.exited:
+			case <-r.Context().Done():
+			}
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// hang has the agent of a machine stop to answer, until wake is called.
+func (h *machines) hang(m *machine) (wake func()) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if m.hung != nil {
+		return func() {}
+	}
+	hung := make(chan struct{})
+	m.hung = hung
+	return func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		m.hung = nil
+		close(hung)
+	}
+}
+
+func (d driver) Attach(_ context.Context, spec vmm.Machine) (vmm.Instance, error) {
+	if err := d.gate.pass(); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	m, ok := d.live[spec.Cgroup]
+	if !ok {
+		return nil, fmt.Errorf("attach to machine %s: no process in %s", spec.ID, spec.Cgroup)
+	}
+	if !slices.Equal(m.Disks, spec.Disks) {
+		d.t.Errorf("machine %s was started with disks %v, it is attached to with %v", spec.ID, m.Disks, spec.Disks)
+	}
+	return instance{m, false}, nil
+}
+
+// instance implements vmm.Instance.
+type instance struct {
+	*machine
+	started bool // by the Service that has it
+}
+
+func (i instance) PID() int { return i.cmd.Process.Pid }
+
+func (i instance) Dial(ctx context.Context) (net.Conn, error) {
+	return linux.DialUnix(ctx, filepath.Join(i.RunDir, "agent.sock"))
+}
+
+func (i instance) Channel() vmm.Channel { return vmm.ChannelSerial }
+
+func (i instance) PowerButton(context.Context) error {
+	if i.mood != stubborn && i.mood != silent {
+		return i.power.Close()
+	}
+	return nil
+}
+
+func (i instance) ResizeDisk(_ context.Context, disk int, size int64) error {
+	info, err := os.Stat(i.Disks[disk].Path)
+	if err == nil && info.Size() != size {
+		err = fmt.Errorf("resize disk %d: %d bytes, its file has %d", disk, size, info.Size())
+	}
+	return err
+}
+
+func (i instance) Exited() <-chan struct{} { return i.exited }
+
+func (i instance) Exit() vmm.Exit {
+	if !i.started {
+		return vmm.Exit{At: i.exit.At}
+	}
+	return i.exit
+}
+
+func (i instance) Close() error { return nil }
