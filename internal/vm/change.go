@@ -17,12 +17,12 @@ import (
 func (s *Service) Set(_ context.Context, caller uint32, ref string, req api.SetVM) (api.Operation, error) {
 	return s.operate(caller, ref, "vm.set", func(ctx context.Context, o *owner, report api.Reporter) error {
 		return o.alter(ctx, func(ctx context.Context, rec Record, l *live, _ api.Reporter) (Record, error) {
-			return s.set(ctx, rec, l, req)
+			return s.set(ctx, o, rec, l, req)
 		}, report)
 	})
 }
 
-func (s *Service) set(ctx context.Context, rec Record, l *live, req api.SetVM) (Record, error) {
+func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req api.SetVM) (Record, error) {
 	to := rec
 	to.Name, to.CPUs, to.NAT = or(req.Name, rec.Name), or(req.CPUs, rec.CPUs), or(req.NAT, rec.NAT)
 	to.Memory = roundDown(or(req.Memory, rec.Memory))
@@ -54,7 +54,7 @@ func (s *Service) set(ctx context.Context, rec Record, l *live, req api.SetVM) (
 	}
 	// What follows is done step by step; the record tells how far it came.
 	if to.Name != rec.Name {
-		if err := s.store.UpdateVM(ctx, to); err != nil { // the name may be taken
+		if err := o.commit(ctx, to); err != nil { // the name may be taken
 			return rec, err
 		}
 	}
@@ -65,14 +65,20 @@ func (s *Service) set(ctx context.Context, rec Record, l *live, req api.SetVM) (
 		size  *int64
 		want  int64
 	}{{s.uppers, names.upper, &to.RootSize, root}, {s.works, names.work, &to.DiskSize, work}} {
-		if d.name != "" && *d.size != d.want {
+		had := *d.size
+		*d.size = d.want
+		if d.name != "" && had != d.want {
+			if err := o.commit(ctx, to); err != nil { // first: the next start makes a file larger, never smaller
+				*d.size = had
+				return to, err
+			}
 			path, err := d.disks.Grow(d.name, d.want)
 			if err != nil {
+				*d.size = had
 				return to, err
 			}
 			grown = append(grown, path)
 		}
-		*d.size = d.want
 	}
 	for _, c := range s.capabilities {
 		if err := c.change(ctx, runOwnerOf(rec.ID), to); err != nil {

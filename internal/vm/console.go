@@ -108,3 +108,9 @@ func rebooted(console string) bool {
 	i := strings.LastIndex(console, "reboot: ")
 	return i >= 0 && strings.HasPrefix(console[i:], "reboot: Restarting system")
 }
+
+// poweredOff tells a guest that did, by the same.
+func poweredOff(console string) bool {
+	i := strings.LastIndex(console, "reboot: ")
+	return i >= 0 && strings.HasPrefix(console[i:], "reboot: Power down")
+}

@@ -1,11 +1,13 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"banger/api"
@@ -36,10 +38,14 @@ func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l
 	report(api.Progress{Step: "prepare"})
 	defer func() {
 		if err != nil {
+			err = cmp.Or(ctx.Err(), err) // what a cancelled start met is not why it ended
 			err = fmt.Errorf("start VM %q: %w", rec.Name, errors.Join(err, s.releaseRun(rec)))
 		}
 	}()
 	watch := newStopwatch()
+	if err := s.releaseRun(rec); err != nil { // what the last run could not: a VMM of it could write to the disks
+		return nil, err
+	}
 	if err := s.acquireDisks(ctx, rec); err != nil {
 		return nil, err
 	}
@@ -111,7 +117,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 func (s *Service) bootError(rec Record, inst vmm.Instance, err error) error {
 	select {
 	case <-inst.Exited():
-		err = fmt.Errorf("the VMM ended during the boot: %s", inst.Exit().Log)
+		err = fmt.Errorf("the VMM ended during the boot: %s", oneLine(inst.Exit().Log))
 	default:
 	}
 	console := s.consoleTail(rec.ID)
@@ -123,9 +129,14 @@ func (s *Service) bootError(rec Record, inst vmm.Instance, err error) error {
 	return api.Errorf(api.CodeGuest, "boot: %w", err).WithHint("banger vm logs %s shows the whole console", rec.Name)
 }
 
-// stop asks the guest to power off, then presses the power button, then kills.
-func (s *Service) stop(ctx context.Context, rec Record, l *live, timeout time.Duration) error {
+// oneLine is what a VMM said, for an error.
+func oneLine(log string) string { return strings.Join(strings.Split(log, "\n"), "; ") }
+
+// stop asks the guest to power off, then presses the power button, then kills. When
+// it is cancelled before that, it returns what still runs: l.
+func (s *Service) stop(ctx context.Context, rec Record, l *live, timeout time.Duration) (*live, error) {
 	if l != nil && timeout > 0 {
+		cancelled := ctx.Done()
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
 		asked := errors.New("no channel")
@@ -141,10 +152,15 @@ func (s *Service) stop(ctx context.Context, rec Record, l *live, timeout time.Du
 		select {
 		case <-l.inst.Exited():
 		case <-ctx.Done():
+			select {
+			case <-cancelled:
+				return l, fmt.Errorf("stop VM %q: %w", rec.Name, context.Canceled)
+			default:
+			}
 			s.log.Warn("guest did not power off; killing it", "vm", rec.Name)
 		}
 	}
-	return s.releaseRun(rec)
+	return nil, s.releaseRun(rec)
 }
 
 // destroy kills a VM, gives back all that it holds and forgets it.

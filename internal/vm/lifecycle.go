@@ -8,7 +8,9 @@ type event string
 const (
 	evStart    event = "start" // asked to start
 	evStarted  event = "started"
-	evStop     event = "stop"   // asked to stop, or to be killed
+	evStop     event = "stop"   // asked to stop
+	evUnstop   event = "unstop" // a stop that was cancelled
+	evKill     event = "kill"   // asked to end at once
 	evEnded    event = "ended"  // stopped, or a start that came to nothing
 	evDied     event = "died"   // the VMM ended by itself
 	evDelete   event = "delete" // asked to go; only when stopped
@@ -38,6 +40,15 @@ func next(s api.VMState, e event) (api.VMState, error) {
 			return api.VMStopping, nil
 		}
 		return refuse("only a running VM can be stopped")
+	case evUnstop:
+		if s == api.VMStopping {
+			return api.VMRunning, nil
+		}
+	case evKill:
+		if s == api.VMRunning || s == api.VMStarting || s == api.VMStopping {
+			return api.VMStopping, nil
+		}
+		return refuse("only a running VM can be killed")
 	case evEnded:
 		if s == api.VMStarting || s == api.VMStopping {
 			return api.VMStopped, nil

@@ -8,7 +8,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-var events = []event{evStart, evStarted, evStop, evEnded, evDied, evDelete, evDestroy, evUndelete, evChange}
+var events = []event{evStart, evStarted, evStop, evUnstop, evKill, evEnded, evDied, evDelete, evDestroy, evUndelete, evChange}
 
 var states = []api.VMState{api.VMStopped, api.VMStarting, api.VMRunning, api.VMStopping, api.VMDeleting}
 
@@ -23,7 +23,8 @@ func TestLifecycle(t *testing.T) {
 			if err != nil && to != state {
 				t.Fatalf("%s in %s is refused and leads to %s", ev, state, to)
 			}
-			if err == nil && (to == state) != (ev == evChange) {
+			stays := ev == evChange || ev == evKill && state == api.VMStopping
+			if err == nil && (to == state) != stays {
 				t.Fatalf("%s in %s leads to %s", ev, state, to)
 			}
 			state = to
@@ -39,6 +40,7 @@ func TestRefusals(t *testing.T) {
 	taken := map[event][]api.VMState{
 		evStart:  {api.VMStopped},
 		evStop:   {api.VMRunning, api.VMStarting},
+		evKill:   {api.VMRunning, api.VMStarting, api.VMStopping},
 		evDelete: {api.VMStopped},
 		evChange: {api.VMStopped, api.VMRunning},
 	}

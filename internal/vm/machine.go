@@ -3,9 +3,12 @@ package vm
 import (
 	"context"
 	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
+	"banger/api"
 	"banger/internal/disk"
 	"banger/internal/guest/wire"
 	"banger/internal/resource"
@@ -77,7 +80,13 @@ func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
 		{disk.KindUpper, names.upper, s.uppers.Name(dir), disk.Spec{Size: rec.RootSize}, true},
 		{disk.KindWork, names.work, s.works.Name(dir), disk.Spec{Size: rec.DiskSize}, rec.DiskSize > 0},
 	} {
-		if want.has != "" || !want.needed {
+		if !want.needed {
+			continue
+		}
+		if want.has != "" {
+			if err := s.whole(want.kind, want.has, rec); err != nil {
+				return err
+			}
 			continue
 		}
 		ref, err := s.ledger.Acquire(ctx, ownerOf(rec.ID), want.kind, want.name, want.spec)
@@ -87,6 +96,31 @@ func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
 		made = append(made, ref)
 	}
 	return nil
+}
+
+// whole sees to it that what a VM holds by the word of the ledger is there, and that
+// its disks have the sizes of its record, from which a crash may have kept them.
+func (s *Service) whole(kind, name string, rec Record) error {
+	disks, size := s.works, rec.DiskSize
+	advice := "put the file back from a backup, or delete the VM"
+	switch kind {
+	case KindDir:
+		return os.MkdirAll(filepath.Join(s.stateDir, filepath.FromSlash(name)), 0o700)
+	case disk.KindUpper:
+		disks, size, advice = s.uppers, rec.RootSize, "banger vm reset "+rec.Name+" gives it a fresh root"
+	}
+	path, err := disks.Path(name)
+	if err != nil {
+		return err
+	}
+	info, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return api.Errorf(api.CodeUnavailable, "open %s disk: %w", kind, err).WithHint("%s", advice)
+	}
+	if err == nil && info.Size() < size {
+		_, err = disks.Grow(name, size)
+	}
+	return err
 }
 
 // machine describes the machine of a VM whose resources owner has.

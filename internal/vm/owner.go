@@ -29,23 +29,24 @@ type change func(ctx context.Context, rec Record, l *live, report api.Reporter) 
 type job struct {
 	cmd    *command
 	cancel context.CancelFunc
-	done   chan struct{} // closed at its end; live, rec and err are valid then
-	live   *live
-	rec    Record // evChange: what the VM has become
+	done   chan struct{} // closed at its end; live and err are valid then
+	live   *live         // what runs for the VM, after a start and a stop
 	err    error
 }
 
-// owner is the one goroutine that changes a VM. What others may read is behind mu.
+// owner is the one goroutine that changes a VM, with the job that it has under way.
+// What others may read is behind mu.
 type owner struct {
 	svc  *Service
 	id   string
 	uid  uint32        // whose VM it is
 	cmds chan *command // those that wait for a change under way
-	ends chan *command // those that cancel it: stop, kill, delete --force
+	ends chan *command // those that cancel what is under way: stop, kill, delete --force
 	quit chan struct{} // closed at shutdown
 	gone chan struct{} // closed when the goroutine has ended
 
 	console *console
+	unsaved bool // rec is not what the store has
 
 	mu    sync.Mutex
 	rec   Record
@@ -78,7 +79,7 @@ func (o *owner) submit(cmd *command) error {
 		cmd.report = func(api.Progress) {}
 	}
 	cmds := o.cmds
-	if cmd.event == evStop || cmd.event == evDestroy {
+	if cmd.event == evStop || cmd.event == evKill || cmd.event == evDestroy {
 		cmds = o.ends
 	}
 	select {
@@ -108,7 +109,7 @@ func (o *owner) name() string {
 func (o *owner) run() {
 	defer close(o.gone)
 	var current *job
-	var queued *command // a stop or a delete --force that waits for the cancelled job
+	var queued *command // a stop, kill or delete --force that waits for the cancelled job
 	tick := time.NewTicker(consoleTick)
 	defer tick.Stop()
 	for {
@@ -142,7 +143,7 @@ func (o *owner) run() {
 			current = o.begin(&command{ctx: context.Background(), event: evDied, report: func(api.Progress) {}, done: make(chan error, 1)})
 		case <-tick.C:
 			if err := o.console.trim(consoleMax, consoleKeep); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				o.svc.log.Warn("trim console", "vm", o.rec.Name, "err", err)
+				o.svc.log.Warn("trim console", "vm", o.name(), "err", err)
 			}
 		case <-o.quit:
 			if current != nil {
@@ -151,7 +152,7 @@ func (o *owner) run() {
 				o.finish(current, false)
 			}
 			if queued != nil {
-				queued.done <- api.Errorf(api.CodeUnavailable, "%s VM %q: the daemon is shutting down", queued.event, o.rec.Name)
+				queued.done <- api.Errorf(api.CodeUnavailable, "%s VM %q: the daemon is shutting down", queued.event, o.name())
 			}
 			if o.live != nil {
 				o.live.close()
@@ -162,15 +163,14 @@ func (o *owner) run() {
 }
 
 // accept takes a command: it becomes the current job, waits for the current one to
-// be cancelled, or is refused.
+// be cancelled (in place of one that did so until now), or is refused.
 func (o *owner) accept(cmd *command, current *job, queued *command) (*job, *command) {
-	if queued != nil {
-		cmd.done <- api.Errorf(api.CodeConflict, "%s VM %q: it is %s", cmd.event, o.rec.Name, o.state)
-		return current, queued
-	}
 	if err := o.transit(cmd.event); err != nil {
 		cmd.done <- err
-		return current, nil
+		return current, queued
+	}
+	if queued != nil {
+		queued.done <- o.superseded(queued.event)
 	}
 	if current != nil {
 		current.cancel()
@@ -195,6 +195,9 @@ func (o *owner) transit(ev event) error {
 
 // begin starts the job of a command whose event has been applied.
 func (o *owner) begin(cmd *command) *job {
+	if cmd.event == evStop {
+		o.record(WantStopped, "") // should the daemon end before it is done
+	}
 	ctx, cancel := context.WithCancel(cmd.ctx)
 	j := &job{cmd: cmd, cancel: cancel, done: make(chan struct{})}
 	rec, was := o.rec, o.live
@@ -205,16 +208,15 @@ func (o *owner) begin(cmd *command) *job {
 		case evStart:
 			j.live, j.err = o.svc.start(ctx, rec, cmd.report)
 		case evStop:
-			j.err = o.svc.stop(ctx, rec, was, cmd.timeout)
-		case evDied:
+			j.live, j.err = o.svc.stop(ctx, rec, was, cmd.timeout)
+		case evKill, evDied:
 			j.err = o.svc.releaseRun(rec)
 		case evDelete, evDestroy:
 			j.err = o.svc.destroy(ctx, rec, was)
 		case evChange:
-			if j.rec, j.err = cmd.change(ctx, rec, was, cmd.report); j.rec != rec {
-				if err := o.svc.store.UpdateVM(context.WithoutCancel(ctx), j.rec); err != nil {
-					j.rec, j.err = rec, errors.Join(j.err, err)
-				}
+			var to Record
+			if to, j.err = cmd.change(ctx, rec, was, cmd.report); to != o.rec {
+				j.err = errors.Join(j.err, o.commit(ctx, to))
 			}
 		}
 	}()
@@ -226,11 +228,17 @@ func (o *owner) begin(cmd *command) *job {
 func (o *owner) finish(j *job, superseded bool) (gone bool) {
 	defer func() { j.cmd.done <- j.err }()
 	if j.cmd.event == evChange {
-		o.mu.Lock()
-		o.rec = j.rec
-		o.mu.Unlock()
 		if o.live != nil {
-			o.live.setRecord(j.rec)
+			o.live.setRecord(o.rec)
+		}
+		return false
+	}
+	if j.cmd.event == evStop && j.live != nil { // cancelled
+		if superseded {
+			j.err = o.superseded(evStop)
+		} else {
+			o.transit(evUnstop)
+			o.record(WantRunning, "")
 		}
 		return false
 	}
@@ -252,20 +260,21 @@ func (o *owner) finish(j *job, superseded bool) (gone bool) {
 	switch j.cmd.event {
 	case evDelete, evDestroy:
 		if j.err == nil {
+			o.svc.forget(o) // before anybody hears that it is gone
 			return true
 		}
 		o.transit(evUndelete)
 		o.record(WantDeleted, j.err.Error())
 	case evStart:
 		if superseded {
-			j.err = api.Errorf(api.CodeConflict, "start VM %q: it was stopped or deleted meanwhile", o.rec.Name)
+			j.err = o.superseded(evStart)
 			return false
 		}
 		o.transit(evEnded)
 		if !errors.Is(j.err, context.Canceled) {
 			o.record(WantStopped, j.err.Error())
 		}
-	case evStop:
+	case evStop, evKill:
 		if !superseded {
 			o.transit(evEnded)
 		}
@@ -274,8 +283,16 @@ func (o *owner) finish(j *job, superseded bool) (gone bool) {
 		if !superseded {
 			o.transit(evEnded)
 		}
+		if j.err != nil {
+			o.record(WantStopped, j.err.Error())
+		}
 	}
 	return false
+}
+
+// superseded is the error of a command that others have cancelled.
+func (o *owner) superseded(ev event) error {
+	return api.Errorf(api.CodeConflict, "%s VM %q: it was stopped or deleted meanwhile", ev, o.name())
 }
 
 func errText(err error) string {
@@ -300,12 +317,32 @@ func (o *owner) setLive(l *live) {
 
 // record keeps what is wanted of the VM, and why it is not so.
 func (o *owner) record(want Wanted, lastError string) {
+	rec := o.rec
+	rec.Wanted, rec.LastError = want, lastError
+	if rec == o.rec && !o.unsaved {
+		return
+	}
+	err := o.svc.store.UpdateVM(context.Background(), rec)
+	if o.unsaved = err != nil; err != nil {
+		o.svc.log.Error("record VM", "vm", rec.Name, "err", err)
+	}
+	o.publish(rec)
+}
+
+// commit makes what a change has come to durable, then known. A name has to be both
+// at once: another VM may get the former one from then on.
+func (o *owner) commit(ctx context.Context, rec Record) error {
+	if err := o.svc.store.UpdateVM(context.WithoutCancel(ctx), rec); err != nil {
+		return err
+	}
+	o.publish(rec)
+	return nil
+}
+
+func (o *owner) publish(rec Record) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.rec.Wanted, o.rec.LastError = want, lastError
-	if err := o.svc.store.UpdateVM(context.Background(), o.rec); err != nil {
-		o.svc.log.Error("record VM", "vm", o.rec.Name, "err", err)
-	}
+	o.rec = rec
 }
 
 // logExit keeps how the VMM of a running VM ended, when nobody asked it to.
@@ -313,12 +350,12 @@ func (o *owner) logExit() {
 	exit := o.live.inst.Exit()
 	text := ""
 	switch {
-	case !exit.Known:
+	case !exit.Known && !poweredOff(o.svc.consoleTail(o.id)):
 		text = "the VMM ended; how is unknown, it was started by an earlier daemon"
 	case exit.Signal != "":
 		text = "the VMM was killed by " + exit.Signal
 	case exit.Code != 0:
-		text = fmt.Sprintf("the VMM exited with status %d: %s", exit.Code, exit.Log)
+		text = fmt.Sprintf("the VMM exited with status %d: %s", exit.Code, oneLine(exit.Log))
 	case rebooted(o.svc.consoleTail(o.rec.ID)):
 		text = "the guest rebooted, which stops the VM"
 	}

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,8 +28,14 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 	defer func() {
 		after, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
+		if err != nil {
+			err = cmp.Or(ctx.Err(), err) // what a cancelled one met is not why it ended
+		}
 		err = errors.Join(err, s.ledger.ReleaseOwner(after, readOwnerOf(rec.ID)))
 	}()
+	if err := s.releaseRun(rec); err != nil { // as before a start
+		return err
+	}
 	if err := s.acquireDisks(ctx, rec); err != nil {
 		return err
 	}

@@ -128,21 +128,24 @@ func (s *Service) Recover(ctx context.Context) error {
 	return nil
 }
 
-func (s *Service) add(o *owner) {
+// add makes a VM known, unless the service is closed.
+func (s *Service) add(o *owner) bool {
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
 	s.owners[o.id] = o
-	s.mu.Unlock()
-	go func() {
-		o.run()
-		select {
-		case <-o.quit:
-		default:
-			s.mu.Lock()
-			delete(s.owners, o.id)
-			s.mu.Unlock()
-		}
-	}()
+	go o.run()
 	o.expire()
+	return true
+}
+
+// forget makes a VM unknown.
+func (s *Service) forget(o *owner) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.owners, o.id)
 }
 
 // Close ends the service. Work under way is cancelled and undone; VMs run on.
@@ -223,7 +226,10 @@ func (s *Service) Create(ctx context.Context, caller uint32, req api.CreateVM) (
 		return api.VM{}, api.Operation{}, err
 	}
 	o := newOwner(s, rec)
-	s.add(o)
+	if !s.add(o) {
+		err := api.Errorf(api.CodeUnavailable, "create VM %q: the daemon is shutting down", rec.Name)
+		return api.VM{}, api.Operation{}, errors.Join(err, s.store.DeleteVM(context.WithoutCancel(ctx), rec.ID))
+	}
 	op := s.ops.Start(caller, "vm.create", rec.ID, func(ctx context.Context, report api.Reporter) error {
 		if !req.Start {
 			return nil
@@ -312,10 +318,10 @@ func (s *Service) Stop(_ context.Context, caller uint32, ref string, timeout tim
 	})
 }
 
-// Kill ends a running or starting VM at once.
+// Kill ends a VM at once that runs, or is starting or stopping.
 func (s *Service) Kill(_ context.Context, caller uint32, ref string) (api.Operation, error) {
 	return s.operate(caller, ref, "vm.kill", func(ctx context.Context, o *owner, report api.Reporter) error {
-		return o.do(ctx, evStop, 0, report)
+		return o.do(ctx, evKill, 0, report)
 	})
 }
 
