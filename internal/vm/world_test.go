@@ -149,7 +149,7 @@ func (w *world) boot(passages int) error {
 	w.svc = vm.New(vm.Config{
 		Store: st, Assets: assets{}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
 		Driver: driver{w.machines, g}, Operations: w.ops, StateDir: w.state, Log: log,
-		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootSize: 64 << 20, DiskSize: new(int64(64 << 20))},
+		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), Network: api.NetworkNone},
 	})
 	ctx := context.Background()
 	alive, err := w.svc.Alive(ctx)
