@@ -58,6 +58,12 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 			return rec, err
 		}
 	}
+	for _, c := range s.capabilities {
+		if err := c.change(ctx, runOwnerOf(rec.ID), to); err != nil {
+			to.NAT = rec.NAT
+			return to, err
+		}
+	}
 	var grown []string
 	for _, d := range []struct {
 		disks *disk.Disks
@@ -78,12 +84,6 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 				return to, err
 			}
 			grown = append(grown, path)
-		}
-	}
-	for _, c := range s.capabilities {
-		if err := c.change(ctx, runOwnerOf(rec.ID), to); err != nil {
-			to.NAT = rec.NAT
-			return to, err
 		}
 	}
 	if l == nil {

@@ -34,7 +34,7 @@ func (s *Service) vmDir(id string) string { return filepath.Join(s.stateDir, "vm
 
 // start acquires what a VM needs, boots it and waits for its agent. On an error
 // everything that it acquired is given back.
-func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l *live, err error) {
+func (s *Service) start(ctx context.Context, o *owner, rec Record, report api.Reporter) (l *live, err error) {
 	report(api.Progress{Step: "prepare"})
 	defer func() {
 		if err != nil {
@@ -50,7 +50,11 @@ func (s *Service) start(ctx context.Context, rec Record, report api.Reporter) (l
 		return nil, err
 	}
 	watch.lap("disk")
-	if rec, err = s.settled(ctx, rec); err != nil {
+	placed, err := s.settle(ctx, rec)
+	if err == nil && placed != rec {
+		rec, err = placed, o.commit(ctx, placed)
+	}
+	if err != nil {
 		return nil, err
 	}
 	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, watch, report)

@@ -206,7 +206,7 @@ func (o *owner) begin(cmd *command) *job {
 		defer cancel()
 		switch cmd.event {
 		case evStart:
-			j.live, j.err = o.svc.start(ctx, rec, cmd.report)
+			j.live, j.err = o.svc.start(ctx, o, rec, cmd.report)
 		case evStop:
 			j.live, j.err = o.svc.stop(ctx, rec, was, cmd.timeout)
 		case evKill, evDied:

@@ -16,6 +16,7 @@ import (
 	"banger/internal/disk"
 	"banger/internal/image"
 	"banger/internal/kernel"
+	"banger/internal/network"
 	"banger/internal/operation"
 	"banger/internal/resource"
 	"banger/internal/store"
@@ -148,7 +149,8 @@ func (w *world) boot(passages int) error {
 	w.ops = operation.NewRegistry()
 	w.svc = vm.New(vm.Config{
 		Store: st, Assets: assets{}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
-		Driver: driver{w.machines, g}, Operations: w.ops, StateDir: w.state, Log: log,
+		Network: network.New(network.Config{Installation: w.installed, Ledger: ledger, Settings: w.db, Log: log}),
+		Driver:  driver{w.machines, g}, Operations: w.ops, StateDir: w.state, Log: log,
 		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), Network: api.NetworkNone},
 	})
 	ctx := context.Background()
