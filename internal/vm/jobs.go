@@ -50,9 +50,9 @@ func (s *Service) start(ctx context.Context, o *owner, rec Record, report api.Re
 		return nil, err
 	}
 	watch.lap("disk")
-	placed, err := s.settle(ctx, rec)
-	if err == nil && placed != rec {
-		rec, err = placed, o.commit(ctx, placed)
+	settled, err := s.settle(ctx, rec)
+	if err == nil && settled != rec {
+		rec, err = settled, o.commit(ctx, settled)
 	}
 	if err != nil {
 		return nil, err
