@@ -29,7 +29,6 @@ func (s *Service) takenAddresses() map[netip.Addr]bool {
 
 // onNetwork is a VM's place on the network.
 type onNetwork struct {
-	inert
 	svc     *Service
 	network *network.Network
 }
