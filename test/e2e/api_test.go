@@ -34,6 +34,9 @@ const (
 	apiTimeout = 4 * time.Minute
 )
 
+// publicKey is one whose other half nobody has.
+const publicKey = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIMZZyIUpR7q8BifCRRuTwx0g/ZlrPYA4wOWQA4H2+lk6"
+
 // apart are the routes that generated requests must not reach, with the reason.
 var apart = map[string]string{
 	"shutdown":    "ends the daemon that is tested",
@@ -134,7 +137,7 @@ func tame(t *testing.T, socket string) []byte {
 	if err := json.NewDecoder(resp.Body).Decode(&doc); err != nil {
 		t.Fatal(err)
 	}
-	known := map[string][]string{"vm": {"idle", "busy"}}
+	known := map[string][]string{"vm": {"idle", "busy"}, "path": {"/etc/hostname", "/tmp/made", "/no/such/file"}}
 	for _, methods := range doc.Paths {
 		for method, v := range methods {
 			op := v.(map[string]any)
@@ -153,6 +156,9 @@ func tame(t *testing.T, socket string) []byte {
 	// A VM that is made is not started: each would boot a machine.
 	create := doc.Components["schemas"]["CreateVM"].(map[string]any)["properties"].(map[string]any)
 	delete(create, "start")
+	// Nobody guesses a public key.
+	key := doc.Components["schemas"]["SSHKey"].(map[string]any)["properties"].(map[string]any)["public_key"].(map[string]any)
+	key["anyOf"] = []any{map[string]any{"const": publicKey}, map[string]any{"maxLength": 100}}
 	b, err := json.Marshal(doc)
 	if err != nil {
 		t.Fatal(err)
