@@ -104,6 +104,9 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 			return err
 		}
 	}
+	if err := net.Check(ctx); err != nil {
+		return err
+	}
 	if err := recoverAll(ctx, ledger, vms, images, kernels, net); err != nil {
 		log.Error("recovery is incomplete; the next start tries again", "err", err)
 	}

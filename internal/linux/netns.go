@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"strconv"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -51,8 +52,13 @@ func (n *NetNS) Do(fn func() error) error {
 func onThread(fn func() error) error {
 	done := make(chan error)
 	go func() {
-		runtime.LockOSThread() // for good: the thread is not fit for anything else
-		done <- fn()
+		runtime.LockOSThread()
+		if unix.Gettid() == unix.Getpid() { // the main thread does not end, and stands for the process
+			defer runtime.UnlockOSThread()
+			done <- onThread(fn)
+			return
+		}
+		done <- fn() // and no unlock: the thread is not fit for anything else
 	}()
 	return <-done
 }
@@ -94,4 +100,32 @@ func OpenNetNS(pid int) (*NetNS, error) {
 		return nil, fmt.Errorf("open network namespace: %w", err)
 	}
 	return &NetNS{file}, nil
+}
+
+// NetNSID names the caller's network namespace for as long as it exists;
+// namespaces(7).
+func NetNSID() (string, error) {
+	id, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return "", fmt.Errorf("find network namespace: %w", err)
+	}
+	return id, nil
+}
+
+// InNetNS returns a process in the network namespace called id; 0 where there is none.
+func InNetNS(id string) (pid int, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return 0, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if is, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/net", pid)); err == nil && is == id { // or it has ended
+			return pid, nil
+		}
+	}
+	return 0, nil
 }

@@ -76,8 +76,14 @@ func nftChains(conn *nftables.Conn, t NftTable) ([]string, error) {
 
 // replace makes the table anew.
 func (t NftTable) replace(conn *nftables.Conn) error {
-	table := conn.AddTable(nftTable(t.Family, t.Name)) // so that there is one to delete
-	conn.DelTable(table)
+	table := nftTable(t.Family, t.Name)
+	there, err := conn.ListTablesOfFamily(table.Family)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(there, func(o *nftables.Table) bool { return o.Name == t.Name }) {
+		conn.DelTable(table)
+	}
 	conn.AddTable(table)
 	for _, s := range t.Sets {
 		set := s.nft(table)

@@ -60,6 +60,7 @@ type (
 	linkSpec struct {
 		Address netip.Prefix
 		MAC     string
+		NetNS   string // where it was made
 	}
 )
 
@@ -154,15 +155,13 @@ func noIPv6(link string) error {
 }
 
 // tables is the kind of our nft tables, of which there are two of one name. What is
-// in them follows from the attachments.
+// in them follows from the attachments, so that they come with the first of these.
 type tables struct{ prefix string }
 
 func (t tables) Kind() string   { return KindTables }
 func (t tables) Volatile() bool { return true }
 
-func (t tables) Acquire(_ context.Context, ref resource.Ref) error {
-	return linux.SyncNft(linux.NftTable{Family: linux.NftInet, Name: ref.Name}, linux.NftTable{Family: linux.NftNetdev, Name: ref.Name})
-}
+func (t tables) Acquire(context.Context, resource.Ref) error { return nil }
 
 func (t tables) Inspect(_ context.Context, ref resource.Ref) (resource.Presence, error) {
 	names, err := linux.NftNames(ref.Name)

@@ -11,6 +11,7 @@ package network
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -207,6 +208,42 @@ func (n *Network) Change(_ context.Context, owner string, a Attachment) error {
 	return nil
 }
 
+// Check refuses to serve from another network namespace than that in which the
+// network is, as long as there is anything in it. It comes before the ledger recovers.
+func (n *Network) Check(ctx context.Context) error {
+	held, err := n.Ledger.Held(ctx, Owner)
+	if err != nil {
+		return err
+	}
+	here, err := linux.NetNSID()
+	if err != nil {
+		return err
+	}
+	boot, err := linux.BootID()
+	if err != nil {
+		return err
+	}
+	for _, ref := range held {
+		var spec linkSpec
+		if ref.Kind != KindBridge || ref.BootID != boot {
+			continue
+		}
+		if err := json.Unmarshal(ref.Spec, &spec); err != nil {
+			return fmt.Errorf("read the spec of bridge %s: %w", ref.Name, err)
+		}
+		if spec.NetNS == here {
+			return nil
+		}
+		pid, err := linux.InNetNS(spec.NetNS)
+		if err != nil || pid == 0 {
+			return err
+		}
+		return api.Errorf(api.CodeConflict, "take up the network: its bridge %s is in another network namespace", ref.Name).
+			WithHint("start bangerd there: nsenter --net=/proc/%d/ns/net bangerd", pid)
+	}
+	return nil
+}
+
 // Settle makes the host agree with the attachments that were adopted: without any,
 // what is left goes.
 func (n *Network) Settle(ctx context.Context) error {
@@ -297,12 +334,16 @@ func (n *Network) make(ctx context.Context) (b *base, err error) {
 		bridge: newName(bridgePrefix, n.Installation), dummy: newName(dummyPrefix, n.Installation),
 		tables: newTables(n.Installation), subnet: subnet,
 	}
+	here, err := linux.NetNSID()
+	if err != nil {
+		return nil, err
+	}
 	address := netip.PrefixFrom(gatewayOf(subnet), subnet.Bits())
-	if _, err := n.Ledger.Acquire(ctx, Owner, KindBridge, b.bridge, linkSpec{Address: address, MAC: newMAC().String()}); err != nil {
+	if _, err := n.Ledger.Acquire(ctx, Owner, KindBridge, b.bridge, linkSpec{Address: address, MAC: newMAC().String(), NetNS: here}); err != nil {
 		return nil, err
 	}
 	resolver := resolverOf(subnet)
-	if _, err := n.Ledger.Acquire(ctx, Owner, KindDummy, b.dummy, linkSpec{Address: netip.PrefixFrom(resolver, 32), MAC: newMAC().String()}); err != nil {
+	if _, err := n.Ledger.Acquire(ctx, Owner, KindDummy, b.dummy, linkSpec{Address: netip.PrefixFrom(resolver, 32), MAC: newMAC().String(), NetNS: here}); err != nil {
 		return nil, err
 	}
 	if _, err := n.Ledger.Acquire(ctx, Owner, KindTables, b.tables, nil); err != nil {

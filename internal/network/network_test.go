@@ -15,6 +15,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/api"
 	"banger/internal/hosttest"
 	"banger/internal/linux"
 	"banger/internal/network"
@@ -26,11 +27,11 @@ const installation = "1a2b3c4d"
 
 // world is what outlives a daemon: a database, and a host's network.
 type world struct {
-	t  *testing.T
+	t  testing.TB
 	db *store.DB
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("links need root")
@@ -187,7 +188,7 @@ func TestGuard(t *testing.T) {
 	}
 }
 
-func release(t *testing.T, n *network.Network, ledger *resource.Ledger, owners ...string) {
+func release(t testing.TB, n *network.Network, ledger *resource.Ledger, owners ...string) {
 	t.Helper()
 	for _, owner := range owners {
 		if err := errors.Join(ledger.ReleaseOwner(t.Context(), owner), n.Detach(t.Context(), owner)); err != nil {
@@ -377,5 +378,27 @@ func TestSubnet(t *testing.T) {
 	clash := network.New(network.Config{Installation: installation, Settings: w.db, Subnet: netip.PrefixFrom(first, 20).Masked()})
 	if _, _, err := clash.Pick(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "the host has") {
 		t.Errorf("a configured subnet that is taken: %v", err)
+	}
+}
+
+// A daemon in another network namespace would take what it does not see for gone.
+func TestOtherNamespace(t *testing.T) {
+	w := newWorld(t)
+	n, ledger := w.daemon(w.db)
+	w.attach(n, "a")
+	other, err := linux.NewNetNS()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	if err := other.Do(func() error { return n.Check(t.Context()) }); api.CodeOf(err) != api.CodeConflict {
+		t.Errorf("from another namespace: %v", err)
+	}
+	if err := n.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	release(t, n, ledger, "a")
+	if err := other.Do(func() error { return n.Check(t.Context()) }); err != nil {
+		t.Errorf("with nothing held: %v", err)
 	}
 }
