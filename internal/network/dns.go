@@ -76,22 +76,40 @@ func (n *Network) stopDNS() {
 	}
 }
 
+// directory is who may see what. It does not change once it is published, so that a
+// query waits for nothing.
+type directory struct {
+	subnet netip.Prefix
+	all    map[string]netip.Addr
+	guests map[netip.Addr]view
+}
+
+// publish lets the resolver know of the attachments as they are. Callers hold mu.
+func (n *Network) publish() {
+	if n.base == nil {
+		n.directory.Store(nil)
+		return
+	}
+	d := &directory{subnet: n.base.subnet, all: map[string]netip.Addr{}, guests: map[netip.Addr]view{}}
+	for _, g := range n.guests {
+		d.all[g.Name] = g.IP
+		d.guests[g.IP] = view{names: map[string]netip.Addr{g.Name: g.IP}, forward: g.NAT}
+	}
+	n.directory.Store(d)
+}
+
 // look says what an address may see: a guest itself, the host all VMs.
 func (n *Network) look(from netip.Addr) (view, bool) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	v := view{names: map[string]netip.Addr{}}
-	if n.base == nil {
-		return v, false
+	d := n.directory.Load()
+	if d == nil {
+		return view{}, false
 	}
-	for _, g := range n.guests {
-		if g.IP == from {
-			return view{names: map[string]netip.Addr{g.Name: g.IP}, forward: g.NAT}, true
-		}
-		v.names[g.Name] = g.IP
+	if v, attached := d.guests[from]; attached {
+		return v, true
 	}
 	// The rules let nobody else but the host itself get here.
-	return v, from == resolverOf(n.base.subnet) || from == gatewayOf(n.base.subnet) || !n.base.subnet.Contains(from)
+	host := from == resolverOf(d.subnet) || from == gatewayOf(d.subnet) || !d.subnet.Contains(from)
+	return view{names: d.all}, host
 }
 
 func newDNS(look func(netip.Addr) (view, bool), up *upstream) *dnsServer {

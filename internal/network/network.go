@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"banger/api"
@@ -72,6 +73,8 @@ type Network struct {
 	base   *base             // nil while there is nothing on the host
 	guests map[string]*guest // by owner in the ledger
 	dns    *dnsServer        // nil while there is none, or its port is taken
+
+	directory atomic.Pointer[directory] // what the resolver answers from
 }
 
 // guest is a live attachment.
@@ -198,6 +201,7 @@ func (n *Network) Change(_ context.Context, owner string, a Attachment) error {
 	}
 	was := g.Attachment
 	g.NAT, g.Name = a.NAT, a.Name
+	defer n.publish()
 	if was.NAT == a.NAT {
 		return nil
 	}
@@ -262,8 +266,9 @@ func (n *Network) settle(ctx context.Context) error {
 		}
 		return n.sync()
 	}
-	n.stopDNS()
 	n.base = nil
+	n.publish()
+	n.stopDNS()
 	return n.Ledger.ReleaseOwner(ctx, Owner)
 }
 
@@ -357,5 +362,6 @@ func (n *Network) sync() error {
 	if n.base == nil {
 		return api.Errorf(api.CodeInternal, "set nft tables: there is no network")
 	}
+	n.publish()
 	return linux.SyncNft(n.tables()...)
 }

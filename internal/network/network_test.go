@@ -13,7 +13,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"github.com/miekg/dns"
 
 	"banger/api"
 	"banger/internal/hosttest"
@@ -378,6 +382,41 @@ func TestSubnet(t *testing.T) {
 	clash := network.New(network.Config{Installation: installation, Settings: w.db, Subnet: netip.PrefixFrom(first, 20).Masked()})
 	if _, _, err := clash.Pick(t.Context(), nil); err == nil || !strings.Contains(err.Error(), "the host has") {
 		t.Errorf("a configured subnet that is taken: %v", err)
+	}
+}
+
+// A name is looked up while the network goes, which waits for whoever is being answered.
+func TestLookupMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	n, ledger := w.daemon(w.db)
+	_, a := w.attach(n, "a")
+	g, err := n.Guest(a.IP)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	answered := make(chan struct{})
+	for i := range 8 {
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				q := new(dns.Msg)
+				q.SetQuestion("a.vm.", dns.TypeA)
+				client := &dns.Client{Timeout: 100 * time.Millisecond}
+				m, _, err := client.ExchangeContext(ctx, q, g.DNS.String()+":53")
+				if i == 0 && err == nil && len(m.Answer) == 1 {
+					answered <- struct{}{}
+					i = -1
+				}
+			}
+		})
+	}
+	<-answered
+	release(t, n, ledger, "a")
+	cancel()
+	asking.Wait()
+	if left := w.left(); len(left) > 0 {
+		t.Errorf("left: %v", left)
 	}
 }
 
