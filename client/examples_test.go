@@ -19,12 +19,15 @@ const socketVariable = "BANGER_TEST_EXAMPLE_SOCKET"
 // TestMain has the examples run only where TestExamples has made a daemon for them.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if skip := flag.Lookup("test.skip").Value; os.Getenv(socketVariable) == "" && skip.String() == "" {
+	if os.Getenv(socketVariable) != "" {
+		os.Exit(m.Run()) // by TestExamples, whose network this is
+	}
+	if skip := flag.Lookup("test.skip").Value; skip.String() == "" {
 		if err := skip.Set("^Example"); err != nil {
 			panic(err)
 		}
 	}
-	os.Exit(m.Run())
+	hosttest.Main(m)
 }
 
 // TestExamples runs the examples on an installation of their own; nothing is left.
