@@ -103,6 +103,9 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		if err := ledger.ForgetVolatile(ctx); err != nil {
 			return err
 		}
+		if err := id.Save(paths.State); err != nil {
+			return err
+		}
 	}
 	if err := net.Check(ctx); err != nil {
 		return err
@@ -129,6 +132,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		VMs: vms, Images: images, Kernels: kernels, Operations: operations, Log: log, Shutdown: shutdown,
 		System: func() api.System { return system },
 	})
+	go retry(ctx, ledger, log)
 	ready()
 	log.Info("serving", "socket", paths.Socket(), "installation", id.ID)
 	err = server.Serve(ctx, listener, handler, log)
@@ -212,6 +216,21 @@ func recoverAll(ctx context.Context, ledger *resource.Ledger, sources ...interfa
 		maps.Copy(alive, owners)
 	}
 	return ledger.Recover(ctx, func(owner string) bool { return alive[owner] })
+}
+
+// retry gives back, from time to time, what the host would not let go of before.
+func retry(ctx context.Context, ledger *resource.Ledger, log *slog.Logger) {
+	for tick := time.NewTicker(30 * time.Second); ; {
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		case <-tick.C:
+			if err := ledger.Retry(ctx); err != nil {
+				log.Warn("what could not be given back still cannot", "err", err)
+			}
+		}
+	}
 }
 
 // assets implements vm.Assets.

@@ -27,7 +27,10 @@ type Identity struct {
 	Inode  uint64 `json:"inode"`
 }
 
-const idBytes = 4 // that an id has; it is written in hexadecimal digits
+const (
+	fileName = "installation.json"
+	idBytes  = 4 // that an id has; it is written in hexadecimal digits
+)
 
 // wellFormed says whether id can be a part of the kernel's names.
 func wellFormed(id string) bool {
@@ -37,10 +40,12 @@ func wellFormed(id string) bool {
 
 // Load reads the identity of a state directory, and mints one where there is none
 // or where the directory is a copy of another. Minted says so; the ledger's rows
-// for volatile objects belong to the original then. A damaged file is an error: a
-// new id would leave the objects of the old one to nobody.
+// for volatile objects belong to the original then, and have to be forgotten before
+// Save, so that a crash between the two leaves no copy that takes them for its own.
+// A damaged file is an error: a new id would leave the objects of the old one to
+// nobody.
 func Load(stateDir string) (id Identity, minted bool, err error) {
-	path := filepath.Join(stateDir, "installation.json")
+	path := filepath.Join(stateDir, fileName)
 	device, inode, err := linux.Inode(stateDir)
 	if err != nil {
 		return Identity{}, false, err
@@ -58,13 +63,19 @@ func Load(stateDir string) (id Identity, minted bool, err error) {
 			return id, false, nil
 		}
 	}
-	id = Identity{ID: resource.RandomName(idBytes), Device: device, Inode: inode}
-	text, err = json.Marshal(id)
+	return Identity{ID: resource.RandomName(idBytes), Device: device, Inode: inode}, true, nil
+}
+
+// Save makes a minted identity that of its state directory. Nothing may have been made
+// in its name before.
+func (id Identity) Save(stateDir string) error {
+	text, err := json.Marshal(id)
 	if err != nil {
-		return Identity{}, false, err
+		return err
 	}
+	path := filepath.Join(stateDir, fileName)
 	if err := renameio.WriteFile(path, append(text, '\n'), 0o600); err != nil {
-		return Identity{}, false, fmt.Errorf("write %s: %w", path, err)
+		return fmt.Errorf("write %s: %w", path, err)
 	}
-	return id, true, nil
+	return nil
 }

@@ -19,6 +19,15 @@ func load(t *testing.T, dir string) (id string, minted bool) {
 	if !wellFormed(i.ID) {
 		t.Errorf("id %q", i.ID)
 	}
+	if !minted {
+		return i.ID, false
+	}
+	if again, minted, err := Load(dir); err != nil || !minted || again.ID == i.ID {
+		t.Errorf("before it is saved: %+v, minted %v, %v; want another one", again, minted, err)
+	}
+	if err := i.Save(dir); err != nil {
+		t.Fatal(err)
+	}
 	return i.ID, minted
 }
 

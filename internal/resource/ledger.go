@@ -81,22 +81,24 @@ func (l *Ledger) undo(ctx context.Context, ref Ref, cause error) error {
 }
 
 // Release unmakes an object and deletes its row. An object that will not go keeps
-// its row, with the reason; Recover tries again.
+// its row, with the reason; Recover tries again. The end of ctx ends the waiting for
+// one that is busy, not the work: what is half unmade serves nobody.
 func (l *Ledger) Release(ctx context.Context, ref Ref) error {
 	k, ok := l.kinds[ref.Kind]
 	if !ok {
 		return fmt.Errorf("release %s %s: no such kind of resource", ref.Kind, ref.Name)
 	}
 	ref.State, ref.Run = Releasing, l.run
+	durably := context.WithoutCancel(ctx) // a row has to say what is done to its object
 	// A full disk must not keep what is there from being given back: the object
 	// goes all the same, its row (still there, in an older state) after it.
-	markErr := l.store.UpdateResource(ctx, ref)
+	markErr := l.store.UpdateResource(durably, ref)
 	err := l.unmake(ctx, k, ref)
 	if err != nil {
 		ref.Error = err.Error()
-		return errors.Join(err, markErr, l.store.UpdateResource(ctx, ref))
+		return errors.Join(err, markErr, l.store.UpdateResource(durably, ref))
 	}
-	if err := l.store.DeleteResource(ctx, ref.ID); err != nil {
+	if err := l.store.DeleteResource(durably, ref.ID); err != nil {
 		return fmt.Errorf("ledger: forget %s %s: %w", ref.Kind, ref.Name, err)
 	}
 	return nil
@@ -133,15 +135,37 @@ func (l *Ledger) unmake(ctx context.Context, k Kind, ref Ref) error {
 // ReleaseOwner releases all that is held on behalf of owner, last acquired first.
 // It goes on after an error, and returns all of them.
 func (l *Ledger) ReleaseOwner(ctx context.Context, owner string) error {
+	return l.release(ctx, owner, func(Ref) bool { return true })
+}
+
+// release releases those of an owner, or of all where that is empty, that are wanted.
+func (l *Ledger) release(ctx context.Context, owner string, wanted func(Ref) bool) error {
 	refs, err := l.store.Resources(ctx, owner)
 	if err != nil {
 		return fmt.Errorf("ledger: list resources of %s: %w", owner, err)
 	}
 	var errs []error
 	for _, ref := range slices.Backward(refs) {
-		errs = append(errs, l.Release(ctx, ref))
+		if wanted(ref) {
+			errs = append(errs, l.Release(ctx, ref))
+		}
 	}
 	return errors.Join(errs...)
+}
+
+// Finish releases what is neither held nor released on behalf of owner, who has
+// nothing else under way: what an earlier release could not.
+func (l *Ledger) Finish(ctx context.Context, owner string) error {
+	return l.release(ctx, owner, func(r Ref) bool { return r.State != Held })
+}
+
+// Retry releases the volatile things that could not be released before. It may be
+// called at any time: their names are never used twice.
+func (l *Ledger) Retry(ctx context.Context) error {
+	return l.release(ctx, "", func(r Ref) bool {
+		k, ok := l.kinds[r.Kind]
+		return r.State == Releasing && r.Error != "" && ok && k.Volatile()
+	})
 }
 
 // Held returns what is held on behalf of owner, in order of acquisition.

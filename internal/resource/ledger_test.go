@@ -106,11 +106,10 @@ func TestRecover(t *testing.T) {
 	before.acquire(t, "vm/alive", "a")
 	before.acquire(t, "vm/dead", "b")
 	before.kind.acquire, before.kind.release = errors.New("died"), errors.New("died")
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel() // no back-off
-	if _, err := before.ledger.Acquire(ctx, "vm/alive", "dir", "vms/c", nil); err == nil {
+	if _, err := before.ledger.Acquire(t.Context(), "vm/alive", "dir", "vms/c", nil); err == nil {
 		t.Fatal("acquired")
 	}
+	before.check(t, "a", "b", "c")
 	if err := os.Mkdir(filepath.Join(root, "vms/untracked"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -131,4 +130,39 @@ func TestRecoverAfterReboot(t *testing.T) {
 		t.Fatal(err)
 	}
 	after.check(t)
+}
+
+// TestRetry has the host let go of things some time after they were to be released.
+func TestRetry(t *testing.T) {
+	for _, volatile := range []bool{true, false} {
+		i := open(t, t.TempDir(), "boot", volatile)
+		i.acquire(t, "vm/1", "a")
+		i.acquire(t, "vm/1", "b")
+		i.acquire(t, "vm/2", "c")
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel() // no back-off
+		i.kind.release = errors.New("device or resource busy")
+		refs, err := i.ledger.Held(t.Context(), "vm/1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := i.ledger.Release(ctx, refs[0]); !errors.Is(err, i.kind.release) {
+			t.Fatalf("released: %v", err)
+		}
+		i.check(t, "a", "b", "c")
+		i.kind.release = nil
+		if err := i.ledger.Retry(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if volatile {
+			i.check(t, "b", "c")
+			continue
+		}
+		i.check(t, "a", "b", "c") // its name may be used again: that is for its owner
+		if err := i.ledger.Finish(t.Context(), "vm/1"); err != nil {
+			t.Error(err)
+		}
+		i.check(t, "b", "c")
+		i.acquire(t, "vm/1", "a")
+	}
 }

@@ -78,15 +78,6 @@ func (s *Service) settle(ctx context.Context, rec Record) (Record, error) {
 	return rec, nil
 }
 
-// settled is settle for a VM that is in the store.
-func (s *Service) settled(ctx context.Context, rec Record) (Record, error) {
-	to, err := s.settle(ctx, rec)
-	if err != nil || to == rec {
-		return to, err
-	}
-	return to, s.store.UpdateVM(ctx, to)
-}
-
 // released tells the capabilities that a run is over, the last one first.
 func (s *Service) released(ctx context.Context, owner string) error {
 	var errs []error

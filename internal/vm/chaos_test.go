@@ -62,6 +62,7 @@ var days = rapid.Custom(func(t *rapid.T) day {
 func TestChaos(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWorld(t)
+		w.grace = 20 * time.Millisecond
 		story := rapid.SliceOfN(days, 1, 3).Draw(t, "days")
 		defer func() { // who meets whom is not drawn: a failure may not come again
 			if t.Failed() {

@@ -193,7 +193,9 @@ func (s *Service) releaseRun(rec Record) error {
 	return s.released(ctx, runOwnerOf(rec.ID))
 }
 
-// adopt takes up the VMM of a VM that an earlier run of the daemon started.
+// adopt takes up the VMM of a VM that an earlier run of the daemon started. Only that
+// there is no VMM is an error: one that lives is not given up because something is
+// missing that a start would need.
 func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	held, err := s.ledger.Held(ctx, runOwnerOf(rec.ID))
 	if err != nil {
@@ -215,9 +217,9 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	if runDir == "" || cgroup == "" {
 		return nil, errors.New("no VMM was started")
 	}
-	info, err := s.driver.Check(ctx)
-	if err != nil {
-		return nil, err
+	engine := s.driver.Name()
+	if info, err := s.driver.Check(ctx); err == nil {
+		engine += "/" + info.Accel
 	}
 	for _, c := range s.capabilities {
 		if err := c.adopt(ctx, runOwnerOf(rec.ID), rec); err != nil {
@@ -226,11 +228,12 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	}
 	m, err := s.machine(ctx, runOwnerOf(rec.ID), rec, runDir, cgroup)
 	if err != nil {
-		return nil, err
+		s.log.Error("describe a VM that runs", "vm", rec.Name, "err", err)
+		m = s.frame(rec, runDir, cgroup)
 	}
 	inst, err := s.driver.Attach(ctx, m)
 	if err != nil {
 		return nil, err
 	}
-	return s.newLive(booted{inst: inst, engine: s.driver.Name() + "/" + info.Accel, spec: spec, disks: m.Disks}, rec), nil
+	return s.newLive(booted{inst: inst, engine: engine, spec: spec, disks: m.Disks}, rec), nil
 }

@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"slices"
@@ -184,11 +185,12 @@ func (l *live) channel(ctx context.Context) (*guest.Conn, error) {
 
 // resize tells the machine and its guest that the disks at the paths have grown.
 func (l *live) resize(ctx context.Context, paths []string) error {
-	for i, d := range l.disks {
-		if !slices.Contains(paths, d.Path) {
-			continue
+	for _, path := range paths {
+		i := slices.IndexFunc(l.disks, func(d vmm.Disk) bool { return d.Path == path })
+		if i < 0 {
+			return fmt.Errorf("resize disk %s: the machine is not known to have it", path)
 		}
-		info, err := os.Stat(d.Path)
+		info, err := os.Stat(path)
 		if err != nil {
 			return err
 		}

@@ -57,6 +57,10 @@ func (s *Service) diskNames(ctx context.Context, id string) (diskNames, error) {
 // acquireDisks makes what a VM is to hold for its life and does not hold yet. What
 // it made is given back when it does not succeed.
 func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
+	// What could not be given back until now may stand in the way.
+	if err := s.ledger.Finish(ctx, ownerOf(rec.ID)); err != nil {
+		return err
+	}
 	names, err := s.diskNames(ctx, rec.ID)
 	if err != nil {
 		return err
@@ -123,6 +127,16 @@ func (s *Service) whole(kind, name string, rec Record) error {
 	return err
 }
 
+// frame is what there is of a machine without what it is made of: enough to find one
+// that runs.
+func (s *Service) frame(rec Record, runDir, cgroup string) vmm.Machine {
+	return vmm.Machine{
+		ID: rec.ID, CPUs: rec.CPUs, Memory: rec.Memory,
+		Console: s.consolePath(rec.ID), Log: filepath.Join(s.vmDir(rec.ID), "vmm.log"),
+		RunDir: s.runDirs.Path(runDir), Cgroup: s.cgroups.Path(cgroup),
+	}
+}
+
 // machine describes the machine of a VM whose resources owner has.
 func (s *Service) machine(ctx context.Context, owner string, rec Record, runDir, cgroup string) (vmm.Machine, error) {
 	layers, err := s.assets.Disks(ctx, rec.ImageID)
@@ -141,14 +155,8 @@ func (s *Service) machine(ctx context.Context, owner string, rec Record, runDir,
 	if err != nil {
 		return vmm.Machine{}, err
 	}
-	d := &description{
-		machine: vmm.Machine{
-			ID: rec.ID, CPUs: rec.CPUs, Memory: rec.Memory, Kernel: boot.Vmlinux, Initrd: boot.Initramfs,
-			Console: s.consolePath(rec.ID), Log: filepath.Join(s.vmDir(rec.ID), "vmm.log"),
-			RunDir: s.runDirs.Path(runDir), Cgroup: s.cgroups.Path(cgroup),
-		},
-		boot: wire.Boot{Sync: rec.Sync},
-	}
+	d := &description{machine: s.frame(rec, runDir, cgroup), boot: wire.Boot{Sync: rec.Sync}}
+	d.machine.Kernel, d.machine.Initrd = boot.Vmlinux, boot.Initramfs
 	for _, path := range layers {
 		d.boot.Layers = append(d.boot.Layers, d.disk(path, true))
 	}

@@ -332,6 +332,9 @@ func (o *owner) record(want Wanted, lastError string) {
 // commit makes what a change has come to durable, then known. A name has to be both
 // at once: another VM may get the former one from then on.
 func (o *owner) commit(ctx context.Context, rec Record) error {
+	if rec == o.rec && !o.unsaved {
+		return nil
+	}
 	if err := o.svc.store.UpdateVM(context.WithoutCancel(ctx), rec); err != nil {
 		return err
 	}

@@ -59,9 +59,11 @@ type Service struct {
 	log      *slog.Logger
 
 	capabilities []capability
+	leaseGrace   time.Duration
 
 	mu     sync.Mutex
 	owners map[string]*owner // by id
+
 	closed bool
 }
 
@@ -70,7 +72,7 @@ func New(c Config) *Service {
 	s := &Service{
 		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups,
 		uppers: c.Uppers, works: c.Works, driver: c.Driver,
-		ops: c.Operations, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, owners: map[string]*owner{},
+		ops: c.Operations, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
 	}
 	s.capabilities = []capability{
 		personality{}, workDisk{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
@@ -98,34 +100,52 @@ func (s *Service) Recover(ctx context.Context) error {
 		return err
 	}
 	for _, rec := range recs {
-		if rec.Wanted == WantDeleted {
-			if err := s.destroy(ctx, rec, nil); err != nil {
-				s.log.Error("finish deletion", "vm", rec.Name, "err", err)
-			}
-			continue
+		if o := newOwner(s, rec); s.resume(ctx, o) {
+			s.add(o)
 		}
-		l, err := s.adopt(ctx, rec)
-		if err != nil {
-			if rec, err = s.settled(ctx, rec); err != nil { // it may be of an earlier version
-				return err
-			}
-		}
-		o := newOwner(s, rec)
-		if l != nil {
-			s.log.Info("adopted", "vm", rec.Name, "pid", l.inst.PID())
-			o.live, o.state = l, api.VMRunning
-			o.rec.Wanted = WantRunning
-		} else {
-			if rerr := s.releaseRun(rec); rerr != nil {
-				s.log.Error("release what a dead VM held", "vm", rec.Name, "err", rerr)
-			}
-			if rec.Wanted == WantRunning {
-				o.record(WantStopped, "the VMM ended while no daemon ran; how is unknown")
-			}
-		}
-		s.add(o)
 	}
 	return nil
+}
+
+// resume finds out what has become of a VM since an earlier daemon had it. It reports
+// whether there still is one. What does not succeed for one VM is no matter of the
+// others.
+func (s *Service) resume(ctx context.Context, o *owner) (exists bool) {
+	rec := o.rec
+	if rec.Wanted == WantDeleted {
+		err := s.destroy(ctx, rec, nil)
+		if err != nil { // it has its name still, and can be deleted again
+			s.log.Error("finish deletion", "vm", rec.Name, "err", err)
+			o.record(WantDeleted, err.Error())
+		}
+		return err != nil
+	}
+	l, err := s.adopt(ctx, rec)
+	if err == nil {
+		s.log.Info("adopted", "vm", rec.Name, "pid", l.inst.PID())
+		o.live, o.state = l, api.VMRunning
+		o.record(WantRunning, "")
+		return true
+	}
+	s.log.Info("not running", "vm", rec.Name, "reason", err)
+	lastError := rec.LastError
+	if rec.Wanted == WantRunning {
+		lastError = "the VMM ended while no daemon ran; how is unknown"
+		if poweredOff(s.consoleTail(rec.ID)) {
+			lastError = ""
+		}
+	}
+	if err := s.releaseRun(rec); err != nil {
+		s.log.Error("release what a dead VM held", "vm", rec.Name, "err", err)
+		lastError = err.Error()
+	}
+	o.record(WantStopped, lastError)
+	if settled, err := s.settle(ctx, o.rec); err != nil { // it may be of an earlier version
+		s.log.Error("complete VM; its next start tries again", "vm", rec.Name, "err", err)
+	} else if err := o.commit(ctx, settled); err != nil {
+		s.log.Error("record VM", "vm", rec.Name, "err", err)
+	}
+	return true
 }
 
 // add makes a VM known, unless the service is closed.
@@ -137,6 +157,8 @@ func (s *Service) add(o *owner) bool {
 	}
 	s.owners[o.id] = o
 	go o.run()
+	o.mu.Lock()
+	defer o.mu.Unlock()
 	o.expire()
 	return true
 }
@@ -159,6 +181,9 @@ func (s *Service) Close() {
 	}
 	for _, o := range owners {
 		<-o.gone
+		o.mu.Lock()
+		o.disarm()
+		o.mu.Unlock()
 	}
 }
 
@@ -345,7 +370,7 @@ func (s *Service) Lease(_ context.Context, caller uint32, ref string) (release f
 	if err != nil {
 		return nil, err
 	}
-	return o.hold(), nil
+	return o.hold()
 }
 
 // Agent returns the transport to a running VM's agent.

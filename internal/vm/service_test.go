@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -355,4 +356,101 @@ func TestGrowth(t *testing.T) {
 		}
 	}
 	w.clear()
+}
+
+// TestAdoptionNeedsLittle has a daemon come back that could not start a VM now: one
+// that runs goes on all the same.
+func TestAdoptionNeedsLittle(t *testing.T) {
+	w := newWorld(t)
+	if err := w.boot(0); err != nil {
+		t.Fatal(err)
+	}
+	v := w.create("a")
+	if err := w.wait(w.svc.Start(t.Context(), 0, "a")); err != nil {
+		t.Fatal(err)
+	}
+	w.down()
+	w.lacking = errors.New("write initramfs: no space left on device")
+	if err := w.boot(0); err != nil {
+		t.Fatal(err)
+	}
+	if w.machines.of(v.ID) == nil || w.get("a").State != api.VMRunning {
+		t.Errorf("it was given up: %+v", w.get("a"))
+	}
+	w.agree()
+	w.clear()
+	w.down()
+}
+
+// TestUnfinishedDeletion has a daemon find a VM half deleted, and not get further: it
+// is listed, and goes when it is deleted once more.
+func TestUnfinishedDeletion(t *testing.T) {
+	w := newWorld(t)
+	busy := true
+	w.fail = func(action string, ref resource.Ref) error {
+		if busy && action == "release" && ref.Kind == disk.KindWork {
+			return errors.New("device or resource busy")
+		}
+		return nil
+	}
+	if err := w.boot(0); err != nil {
+		t.Fatal(err)
+	}
+	w.create("a")
+	if err := w.wait(w.svc.Start(t.Context(), 0, "a")); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.wait(w.svc.Delete(t.Context(), 0, "a", true)); err == nil {
+		t.Error("it was deleted")
+	}
+	w.down()
+	_ = w.boot(1 << 40) // its recovery is not complete
+	if v := w.get("a"); v.State != api.VMStopped || !strings.Contains(v.LastError, "busy") {
+		t.Errorf("%+v", v)
+	}
+	w.down()
+	busy = false
+	if err := w.boot(0); err != nil {
+		t.Fatal(err)
+	}
+	defer w.down()
+	w.empty()
+}
+
+// TestLease has ephemeral VMs go with the last lease, and no lease be given on one
+// that goes; a deletion that is refused is tried again.
+func TestLease(t *testing.T) {
+	w := newWorld(t)
+	w.grace = time.Millisecond
+	var refusals atomic.Int32
+	w.fail = func(action string, ref resource.Ref) error {
+		if action == "release" && ref.Kind == disk.KindUpper && refusals.Add(1) <= 7 {
+			return errors.New("device or resource busy")
+		}
+		return nil
+	}
+	if err := w.boot(0); err != nil {
+		t.Fatal(err)
+	}
+	defer w.down()
+	w.machines.plan(silent)
+	v, _, err := w.svc.Create(t.Context(), 0, api.CreateVM{Name: "a", Ephemeral: true, Start: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.await("it has gone", func() bool {
+		release, err := w.svc.Lease(t.Context(), 0, v.ID)
+		if err == nil {
+			time.Sleep(2 * time.Millisecond)
+			if _, err := w.svc.Get(t.Context(), 0, v.ID); err != nil {
+				t.Error("a VM went while it was held")
+			}
+			release()
+		} else if code := api.CodeOf(err); code != api.CodeConflict && code != api.CodeNotFound {
+			t.Error(err)
+		}
+		time.Sleep(2 * time.Millisecond)
+		return api.CodeOf(err) == api.CodeNotFound
+	})
+	w.empty()
 }

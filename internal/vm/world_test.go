@@ -50,6 +50,8 @@ type world struct {
 	machines   *machines
 	fail       func(action string, ref resource.Ref) error
 	log        *logBuffer
+	lacking    error         // of the assets
+	grace      time.Duration // of leases; the Service's own where it is 0
 
 	db   *store.DB
 	ops  *operation.Registry
@@ -148,11 +150,14 @@ func (w *world) boot(passages int) error {
 	ledger := resource.New(st, "this boot", log, kinds...)
 	w.ops = operation.NewRegistry()
 	w.svc = vm.New(vm.Config{
-		Store: st, Assets: assets{}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
+		Store: st, Assets: assets{w.lacking}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
 		Network: network.New(network.Config{Installation: w.installed, Ledger: ledger, Settings: w.db, Log: log}),
 		Driver:  driver{w.machines, g}, Operations: w.ops, StateDir: w.state, Log: log,
 		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), Network: api.NetworkNone},
 	})
+	if w.grace > 0 {
+		w.svc.SetLeaseGrace(w.grace)
+	}
 	ctx := context.Background()
 	alive, err := w.svc.Alive(ctx)
 	if err == nil {
@@ -267,12 +272,12 @@ func (w *world) await(what string, holds func() bool) {
 }
 
 // assets implements vm.Assets with paths that nothing opens.
-type assets struct{}
+type assets struct{ lacking error }
 
 func (assets) Image(context.Context, uint32, string) (string, error) { return "sha256:debian", nil }
 
-func (assets) Disks(context.Context, string) ([]string, error) {
-	return []string{"/layers/debian/layer.ext4"}, nil
+func (a assets) Disks(context.Context, string) ([]string, error) {
+	return []string{"/layers/debian/layer.ext4"}, a.lacking
 }
 
 func (assets) Import(_ context.Context, _ uint32, _ string, tar io.Reader, _ api.Reporter) error {
@@ -285,6 +290,6 @@ func (assets) Import(_ context.Context, _ uint32, _ string, tar io.Reader, _ api
 
 func (assets) Kernel(context.Context, string) (string, error) { return "linux", nil }
 
-func (assets) Boot(context.Context, string) (vm.Boot, error) {
-	return vm.Boot{Vmlinux: "/kernels/linux/vmlinux", Initramfs: "/kernels/linux/initramfs", Modules: "/kernels/linux/modules.ext4"}, nil
+func (a assets) Boot(context.Context, string) (vm.Boot, error) {
+	return vm.Boot{Vmlinux: "/kernels/linux/vmlinux", Initramfs: "/kernels/linux/initramfs", Modules: "/kernels/linux/modules.ext4"}, a.lacking
 }

@@ -69,7 +69,9 @@ type Driver interface {
 	// Attach takes up a machine that an earlier run of the daemon started with
 	// the same description. The VMM's process is found in the machine's cgroup
 	// and its sockets in the run directory. An error means that there is no
-	// process, or none that answers.
+	// process, or none that has got as far as to its sockets. One that stands
+	// still lives. Only ID, Log, Disks, RunDir and Cgroup of the description count,
+	// and Disks only for what is done with them.
 	Attach(context.Context, Machine) (Instance, error)
 }
 

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -142,8 +143,7 @@ func (d *Driver) Attach(ctx context.Context, m vmm.Machine) (vmm.Instance, error
 	if err != nil {
 		return nil, fmt.Errorf("attach to machine %s: %w", m.ID, err)
 	}
-	// What answers now lives: the process that was in the cgroup, and is its pidfd's.
-	if _, err := i.monitor(ctx, command{Execute: "query-status"}); err != nil {
+	if err := i.inPlace(ctx, m.Cgroup); err != nil {
 		pidfd.Close()
 		return nil, fmt.Errorf("attach to machine %s: %w", m.ID, err)
 	}
@@ -156,6 +156,24 @@ func (d *Driver) Attach(ctx context.Context, m vmm.Machine) (vmm.Instance, error
 		}
 	}()
 	return i, nil
+}
+
+// inPlace finds the process, of which there is a pidfd now, still in its cgroup, and
+// its monitor's socket open. It does not wait for an answer: a machine that stands
+// still for a while, because the host is busy or somebody has stopped it, lives.
+func (i *instance) inPlace(ctx context.Context, cgroup string) error {
+	pids, err := linux.CgroupPIDs(cgroup)
+	if err != nil || !slices.Equal(pids, []int{i.pid}) {
+		return errors.Join(errors.New("its process has ended"), err)
+	}
+	conn, err := linux.DialUnix(ctx, filepath.Join(i.runDir, qmpSocket))
+	if errors.Is(err, syscall.EAGAIN) { // others wait for it to accept them; unix(7)
+		return nil
+	}
+	if err == nil {
+		err = conn.Close()
+	}
+	return err
 }
 
 // instance implements vmm.Instance.

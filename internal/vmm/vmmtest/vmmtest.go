@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -103,6 +104,7 @@ func testRun(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 	}
 	notExited(t, first)
 	notExited(t, third)
+	m.checkStandstill(t, newDriver)
 
 	m.kill(t)
 	awaitExit(t, first)
@@ -324,5 +326,39 @@ func awaitExit(t *testing.T, inst vmm.Instance) {
 	case <-inst.Exited():
 	case <-time.After(patience):
 		t.Fatal("the end of the VMM was not noticed")
+	}
+}
+
+// checkStandstill attaches to a machine that somebody has stopped for a while, as
+// daemons do that are started again and again, and then finds it well.
+func (m *machine) checkStandstill(t *testing.T, newDriver func() vmm.Driver) {
+	t.Helper()
+	pids := m.pids(t)
+	if len(pids) != 1 {
+		t.Fatalf("processes %v", pids)
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	var last vmm.Instance
+	for range 5 {
+		inst, err := newDriver().Attach(t.Context(), m.Machine)
+		if err != nil {
+			t.Fatal("attach to a machine that stands still:", err)
+		}
+		notExited(t, inst)
+		if last != nil {
+			if err := last.Close(); err != nil {
+				t.Error("let go:", err)
+			}
+		}
+		last = inst
+	}
+	if err := syscall.Kill(pids[0], syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	m.reachAgent(t, last)
+	if err := last.Close(); err != nil {
+		t.Error("let go:", err)
 	}
 }
