@@ -125,7 +125,7 @@ func extract(r *http.Request) (err error) {
 	}
 	defer func() { err = errors.Join(err, dir.Close()) }()
 	err = archive.Extract(root, bufio.NewReaderSize(r.Body, filesBuffer), archive.ExtractOptions{
-		Name: q.Name, Owners: q.Archive, Devices: true, Room: func() (int64, error) { return linux.Room(dir) }})
+		Name: q.Name, Owners: q.Archive, Devices: true, Quick: true, Room: func() (int64, error) { return linux.Room(dir) }})
 	return archive.Coded("write to "+q.Path, err)
 }
 

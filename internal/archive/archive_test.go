@@ -31,7 +31,9 @@ line'; truncate -s 1M tree/hole; touch -d @1000000000 tree/sub/file; chmod 555 t
 	if err := Write(&archive, filepath.Join(from, "tree"), WriteOptions{Name: "copy", Xattrs: true}); err != nil {
 		t.Fatal(err)
 	}
+	quick := bytes.NewBuffer(bytes.Clone(archive.Bytes()))
 	extract(t, to, &archive, ExtractOptions{Name: "again", Owners: true, Devices: true})
+	extract(t, to, quick, ExtractOptions{Name: "quick", Owners: true, Devices: true, Quick: true})
 	see := func(dir string) string {
 		sorted := exec.Command("sh", "-c", `find . ! -type l ! -type d -printf '%p %y %m %U:%G %n %s %Ts\n' | sort
 			find . -type l -printf '%p %l\n' | sort; find . -mindepth 1 -type d -printf '%p %m %Ts\n' | sort`)
@@ -42,8 +44,10 @@ line'; truncate -s 1M tree/hole; touch -d @1000000000 tree/sub/file; chmod 555 t
 		}
 		return string(out)
 	}
-	if want, got := see(filepath.Join(from, "tree")), see(filepath.Join(to, "again")); got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
+	for _, name := range []string{"again", "quick"} {
+		if want, got := see(filepath.Join(from, "tree")), see(filepath.Join(to, name)); got != want {
+			t.Errorf("%s: got\n%s\nwant\n%s", name, got, want)
+		}
 	}
 }
 
