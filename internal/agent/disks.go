@@ -7,8 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"syscall"
 
+	"banger/internal/archive"
 	"banger/internal/linux"
 )
 
@@ -48,74 +48,24 @@ func mountWork(device string) error {
 
 // seed copies the directory from to the directory to, which is there wholly or
 // not at all.
-func seed(to, part, from string) error {
+func seed(to, part, from string) (err error) {
 	if err := os.RemoveAll(part); err != nil {
 		return err
 	}
-	if err := copyTree(part, from); err != nil {
+	root, err := os.OpenRoot(filepath.Dir(part))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	r, w := io.Pipe()
+	go func() {
+		w.CloseWithError(archive.Write(w, from, archive.WriteOptions{OneFileSystem: true, Xattrs: true}))
+	}()
+	err = archive.Extract(root, r, archive.ExtractOptions{Name: filepath.Base(part), Owners: true, Devices: true})
+	if err = errors.Join(err, r.Close()); err != nil {
 		return err
 	}
 	return os.Rename(part, to)
-}
-
-// copyTree copies a directory with owners, modes and dates; of what is neither
-// file, directory nor symbolic link, nothing.
-func copyTree(to, from string) error {
-	info, err := os.Lstat(from)
-	if err != nil {
-		return err
-	}
-	owner, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return fmt.Errorf("look at %s: no owner", from)
-	}
-	switch {
-	case info.IsDir():
-		if err := os.Mkdir(to, 0o700); err != nil {
-			return err
-		}
-		entries, err := os.ReadDir(from)
-		if err != nil {
-			return err
-		}
-		for _, e := range entries {
-			if err := copyTree(filepath.Join(to, e.Name()), filepath.Join(from, e.Name())); err != nil {
-				return err
-			}
-		}
-	case info.Mode().IsRegular():
-		if err := copyFile(to, from); err != nil {
-			return err
-		}
-	case info.Mode()&fs.ModeSymlink != 0:
-		target, err := os.Readlink(from)
-		if err != nil {
-			return err
-		}
-		return errors.Join(os.Symlink(target, to), os.Lchown(to, int(owner.Uid), int(owner.Gid)))
-	default:
-		return nil
-	}
-	return errors.Join(
-		os.Lchown(to, int(owner.Uid), int(owner.Gid)), // before the mode: it clears setuid
-		os.Chmod(to, info.Mode()),
-		os.Chtimes(to, info.ModTime(), info.ModTime()),
-	)
-}
-
-func copyFile(to, from string) (err error) {
-	in, err := os.Open(from)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = in.Close() }()
-	out, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, out.Close()) }()
-	_, err = io.Copy(out, in)
-	return err
 }
 
 // growDisks lets the file systems of the VM's own disks fill their disks.
