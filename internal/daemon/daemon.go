@@ -64,7 +64,13 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	if err != nil {
 		return fmt.Errorf("read the installation's identity: %w", err)
 	}
-	db, err := store.Open(ctx, filepath.Join(paths.State, "banger.db"))
+	database := filepath.Join(paths.State, "banger.db")
+	if lost, err := setAside(paths.State, database, time.Now()); err != nil {
+		return err
+	} else if lost != "" {
+		log.Warn("there is no database; what it knew of is set aside", "directory", lost)
+	}
+	db, err := store.Open(ctx, database)
 	if err != nil {
 		return err
 	}

@@ -76,7 +76,7 @@ func check(ctx context.Context, db *sql.DB) error {
 
 func damaged(err error) error {
 	return api.Errorf(api.CodeInternal, "read database: %w", err).
-		WithHint("move the database file away; images are to be imported again then")
+		WithHint("put banger.db back from a backup, or move the database file away: VMs, kernels and images are to be made again then, and the disks are set aside as lost-* in the state directory")
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {
