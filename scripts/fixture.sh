@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes the state directories that the tests copy: state has one kernel, the image
-# debian and no VM; state-systemd has an image with an init and Docker besides.
+# debian and no VM; state-systemd has an image with an init, Docker and sshd besides.
 # Kept between runs. Usage: fixture.sh DIR
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -32,15 +32,17 @@ as_root "$banger" system stop </dev/null
 as_root rm -f "$dir/state/bangerd.log"
 touch "$complete"
 
+# An image of another list of packages is made anew.
 systemd=$dir/state-systemd
-if [ ! -e "$systemd" ]; then
-  as_root rm -rf "$systemd.part"
+packages="systemd-sysv,dbus,docker.io,iptables,apparmor,openssh-server"
+if ! as_root grep -qsx "$packages" "$systemd.packages"; then
+  as_root rm -rf "$systemd" "$systemd.part"
   as_root cp -a --reflink=auto --sparse=always "$dir/state" "$systemd.part"
   export BANGER_STATE_DIR=$systemd.part
-  as_root "$banger" image bootstrap debian debian-systemd \
-    --include systemd-sysv,dbus,docker.io,iptables,apparmor </dev/null
+  as_root "$banger" image bootstrap debian debian-systemd --include "$packages" </dev/null
   as_root "$banger" system stop </dev/null
   as_root rm -f "$systemd.part/bangerd.log"
   as_root mv "$systemd.part" "$systemd"
+  echo "$packages" | as_root tee "$systemd.packages" >/dev/null
 fi
 echo "fixture: $dir/state"

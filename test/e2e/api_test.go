@@ -89,7 +89,7 @@ func generated(t *testing.T, program string, seed uint64) {
 		t.Errorf("the daemon was process %d and is %d", pid, now)
 	}
 	deleteAll(t, c)
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // makeRequests runs schemathesis for the routes with some methods.

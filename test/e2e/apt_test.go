@@ -18,7 +18,7 @@ func TestAptInstall(t *testing.T) {
 	in := func(script string) string { return h.Must(t, "vm", "exec", "a", "--", "sh", "-ec", script) }
 	defer func() {
 		h.Must(t, "vm", "delete", "--force", "a")
-		h.CheckNothingLeft(t)
+		nothingLeft(t, h)
 	}()
 
 	// A source, as mmdebstrap has written it: its first server and suite.

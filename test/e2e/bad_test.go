@@ -114,7 +114,7 @@ func TestBadInput(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) { test.check(t, h) })
 	}
 	h.Must(t, "vm", "delete", "taken")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // TestBadArchives imports archives that are broken or hostile.
@@ -149,19 +149,19 @@ func TestBadHost(t *testing.T) {
 		}
 		refused{args: []string{"vm", "run", "--pull", "never", "--image", "tiny", "--", "true"},
 			exit: exitNotFound, error: "kernel", hint: "banger kernel pull"}.check(t, h)
-		h.CheckNothingLeft(t)
+		nothingLeft(t, h)
 	})
 	t.Run("no image", func(t *testing.T) {
 		h := hosttest.New(t)
 		refused{args: []string{"vm", "run", "--pull", "never", "--", "true"},
 			exit: exitNotFound, error: "debian", hint: "banger image bootstrap"}.check(t, h)
-		h.CheckNothingLeft(t)
+		nothingLeft(t, h)
 	})
 	t.Run("no qemu", func(t *testing.T) {
 		h := hosttest.NewSeeded(t, "PATH="+pathWithout(t, "qemu-system-x86_64"))
 		refused{args: []string{"vm", "run", "--rm", "--", "true"},
 			exit: exitUnavailable, error: "qemu", hint: "install|apt"}.check(t, h)
-		h.CheckNothingLeft(t)
+		nothingLeft(t, h)
 	})
 	t.Run("disk full during an import", func(t *testing.T) {
 		h := hosttest.New(t)
@@ -169,7 +169,7 @@ func TestBadHost(t *testing.T) {
 		big := archive(t, tar.Header{Name: "big", Mode: 0o644, Size: 32 << 20})
 		refused{input: big, args: []string{"image", "import", "big", "-"},
 			exit: exitNoSpace, error: "space", hint: "."}.check(t, h)
-		h.CheckNothingLeft(t)
+		nothingLeft(t, h)
 		h.StopDaemon(t)
 	})
 	t.Run("disk full during a start", func(t *testing.T) {
@@ -177,7 +177,7 @@ func TestBadHost(t *testing.T) {
 		hosttest.MountTmpfs(t, filepath.Join(h.Paths.State, "vms"), "64k")
 		refused{args: []string{"vm", "run", "--rm", "--", "true"},
 			exit: exitNoSpace, error: "space", hint: "."}.check(t, h)
-		h.CheckNothingLeft(t)
+		nothingLeft(t, h)
 		h.StopDaemon(t)
 	})
 	t.Run("no right to the socket", func(t *testing.T) {

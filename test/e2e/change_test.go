@@ -71,7 +71,7 @@ func TestChange(t *testing.T) {
 		}
 	})
 	h.Must(t, "vm", "delete", "--force", "m")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // megabytes is how large the guest finds a file system.
@@ -93,7 +93,7 @@ func TestWorkDisk(t *testing.T) {
 	if disk != image+"\n/root" {
 		t.Errorf("/root of the image:\n%s\nof the work disk:\n%s", image, disk)
 	}
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // TestCrashDuringChange kills the daemon at some instant of each change. The next
@@ -137,5 +137,5 @@ func TestCrashDuringChange(t *testing.T) {
 		}
 	}
 	h.Must(t, "vm", "delete", "--force", "m")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }

@@ -28,7 +28,7 @@ func TestFiles(t *testing.T) {
 	t.Run("stats and ports", func(t *testing.T) { statsAndPorts(t, h) })
 	t.Run("logs", func(t *testing.T) { logsFollowed(t, h) })
 
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // seen lists a tree as find(1) does, with run as the shell that it is in.

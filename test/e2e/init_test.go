@@ -63,7 +63,7 @@ func TestSystemd(t *testing.T) {
 		stopped(t, h, "s", "")
 	})
 	h.Must(t, "vm", "delete", "s")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // TestDocker runs Docker where nothing but the agent is: no init, no kmod. The kernel
@@ -96,7 +96,7 @@ func TestDocker(t *testing.T) {
 		stopped(t, h, "none", "no init of its own")
 	})
 	h.Must(t, "vm", "delete", "d", "none")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // stopped waits until a VM has stopped, with the last error as wanted, and its disks

@@ -26,7 +26,7 @@ func TestInterrupts(t *testing.T) {
 	t.Run("daemon hangs under a command", func(t *testing.T) { interruptHungCommand(t, h) })
 	t.Run("daemon hangs under a terminal", func(t *testing.T) { interruptHungTerminal(t, h) })
 	h.Must(t, "vm", "delete", "--force", "m")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // begun is a command line under way.
@@ -184,5 +184,5 @@ func TestInterruptOnDemand(t *testing.T) {
 	if images := h.Must(t, "image", "list", "--quiet"); images != "" {
 		t.Errorf("an image was made: %s", images)
 	}
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }

@@ -32,7 +32,7 @@ func TestMachine(t *testing.T) {
 	t.Run("stop and start", func(t *testing.T) { stopStart(t, h) })
 
 	h.Must(t, "vm", "delete", "--force", "m")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 func exitStatus(t *testing.T, h *hosttest.Host) {
@@ -193,7 +193,7 @@ func TestManyAtOnce(t *testing.T) {
 		})
 	}
 	group.Wait()
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // A VM of run --rm goes with its command line, also when that is killed; and it
@@ -203,7 +203,7 @@ func TestRunRemove(t *testing.T) {
 	if r := h.Banger(t, "vm", "run", "--rm", "--", "sh", "-c", "exit 42"); r.Exit != 42 {
 		t.Errorf("exit status %d, want 42\n%s", r.Exit, r.Stderr)
 	}
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 
 	out := &buffer{}
 	cmd := h.Command(t.Context(), "vm", "run", "--rm", "--", "sh", "-c", "echo running; exec sleep 1000")
@@ -219,7 +219,7 @@ func TestRunRemove(t *testing.T) {
 	hosttest.Eventually(t, 30*time.Second, "the VM of a killed command line is deleted", func() bool {
 		return len(h.VMs(t)) == 0
 	})
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // The daemon is killed between create and delete; what it knew, the next knows.
@@ -228,5 +228,5 @@ func TestDeleteAfterDaemonKilled(t *testing.T) {
 	h.Must(t, "vm", "run", "--name", "gone", "--", "true")
 	h.KillDaemon(t)
 	h.Must(t, "vm", "delete", "--force", "gone")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }

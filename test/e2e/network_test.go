@@ -66,7 +66,7 @@ func TestNetwork(t *testing.T) {
 	t.Run("daemon killed", n.daemonKilled)
 
 	h.Must(t, "vm", "delete", "--force", "a", "b")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }
 
 // listener is a server in a guest that says answer on port 7000.
@@ -304,5 +304,5 @@ func TestNoNetwork(t *testing.T) {
 	if r := h.Banger(t, "vm", "create", "--net", "none", "--nat", "on"); r.Exit != exitInvalid || !strings.Contains(r.Stderr, "--net") {
 		t.Errorf("NAT without a network: exit status %d, want %d and a hint\n%s", r.Exit, exitInvalid, r.Stderr)
 	}
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }

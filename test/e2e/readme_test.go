@@ -97,5 +97,5 @@ func TestTour(t *testing.T) {
 				strings.Join(lines, "\n"), strings.Join(want, "\n"))
 		}
 	}
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }

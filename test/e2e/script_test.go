@@ -37,7 +37,7 @@ func TestScripts(t *testing.T) {
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){"banger": banger(h), "refused": refuses(h)},
 				})
 			})
-			h.CheckNothingLeft(t)
+			nothingLeft(t, h)
 		})
 	}
 }

@@ -50,5 +50,5 @@ func TestSSHWithoutShell(t *testing.T) {
 		}
 	}
 	h.Must(t, "vm", "delete", "--force", "tiny")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h)
 }

@@ -61,7 +61,7 @@ func TestSSH(t *testing.T) {
 	t.Run("host key", func(t *testing.T) { h.hostKey(t) })
 
 	h.Must(t, "vm", "delete", "--force", "s")
-	h.CheckNothingLeft(t)
+	nothingLeft(t, h.Host)
 }
 
 func (h *sshHost) writeConfig(t *testing.T) {
