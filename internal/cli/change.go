@@ -95,6 +95,19 @@ func given[T any](c *cobra.Command, flag string, value T) *T {
 	return &value
 }
 
+// networkFlag is a flag that takes the name of a network.
+type networkFlag api.Network
+
+func (n *networkFlag) Set(s string) error {
+	if s != string(api.NetworkBridge) && s != string(api.NetworkNone) {
+		return fmt.Errorf("%q is neither %s nor %s", s, api.NetworkBridge, api.NetworkNone)
+	}
+	*n = networkFlag(s)
+	return nil
+}
+func (n *networkFlag) Type() string   { return "bridge|none" }
+func (n *networkFlag) String() string { return string(*n) }
+
 // onOff is a flag that takes on or off.
 type onOff bool
 

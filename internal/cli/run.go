@@ -140,7 +140,7 @@ func (d *deps) specFlags(c *cobra.Command, spec *api.CreateVM) {
 	f.Var((*bytesFlag)(&spec.Memory), "memory", "memory, e.g. 512M (default 512M, or as configured)")
 	f.Var(&optionalSize{&spec.DiskSize}, "disk", "size of the work disk at /root, which outlives the root, 0 for none (default 10G, or as configured)")
 	f.Var((*bytesFlag)(&spec.RootSize), "root-size", "room for what the VM writes, e.g. 10G (default 10G, or as configured)")
-	f.StringVar((*string)(&spec.Network), "net", "", "how it is on the network: bridge or none (default bridge, or as configured)")
+	f.Var((*networkFlag)(&spec.Network), "net", "how it is on the network: bridge or none (default bridge, or as configured)")
 	f.Var(&optionalOnOff{&spec.NAT}, "nat", "on or off: whether it may reach what is beyond the host (default on, or as configured)")
 	f.BoolVar(&spec.Init, "init", false, "boot the image's own init (systemd, openrc) as process 1")
 	none := cobra.FixedCompletions(nil, cobra.ShellCompDirectiveNoFileComp)
@@ -155,7 +155,7 @@ func (d *deps) specFlags(c *cobra.Command, spec *api.CreateVM) {
 
 // checkSpec refuses what the API takes for "the default" where it was given.
 func checkSpec(c *cobra.Command) error {
-	for _, name := range []string{"name", "image", "kernel", "net"} {
+	for _, name := range []string{"name", "image", "kernel"} {
 		if f := c.Flags().Lookup(name); f.Changed && f.Value.String() == "" {
 			return api.Errorf(api.CodeInvalid, "create VM: --%s is empty", name).WithHint("leave it out for the default")
 		}
