@@ -70,6 +70,7 @@ type booted struct {
 	engine string
 	spec   runSpec
 	disks  []vmm.Disk
+	cgroup string
 	conn   *guest.Conn // nil: the channel is to be made
 	health wire.Health
 	steps  []api.Step
@@ -110,18 +111,18 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 	watch.lap("process")
 	conn, health, err := s.connect(ctx, inst, rec)
 	if err != nil {
-		return booted{}, errors.Join(s.bootError(rec, inst, err), inst.Close())
+		return booted{}, errors.Join(s.bootError(rec, inst, m.Cgroup, err), inst.Close())
 	}
 	watch.lap("kernel")
 	watch.split("agent", health.Uptime-health.Started)
-	return booted{inst, s.driver.Name() + "/" + info.Accel, spec, m.Disks, conn, health, watch.steps}, nil
+	return booted{inst, s.driver.Name() + "/" + info.Accel, spec, m.Disks, m.Cgroup, conn, health, watch.steps}, nil
 }
 
 // bootError says why the agent did not answer, with what the console said last.
-func (s *Service) bootError(rec Record, inst vmm.Instance, err error) error {
+func (s *Service) bootError(rec Record, inst vmm.Instance, cgroup string, err error) error {
 	select {
 	case <-inst.Exited():
-		err = fmt.Errorf("the VMM ended during the boot: %s", oneLine(inst.Exit().Log))
+		err = fmt.Errorf("the VMM ended during the boot: %s", cmp.Or(vmm.OutOfMemory(cgroup), oneLine(inst.Exit().Log)))
 	default:
 	}
 	console := s.consoleTail(rec.ID)
@@ -235,5 +236,5 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.newLive(booted{inst: inst, engine: engine, spec: spec, disks: m.Disks}, rec), nil
+	return s.newLive(booted{inst: inst, engine: engine, spec: spec, disks: m.Disks, cgroup: m.Cgroup}, rec), nil
 }

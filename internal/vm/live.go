@@ -28,6 +28,7 @@ type live struct {
 	spec    runSpec
 	steps   []api.Step
 	disks   []vmm.Disk // in the order of the machine
+	cgroup  string     // its directory
 	connect func(context.Context, vmm.Instance, Record) (*guest.Conn, wire.Health, error)
 	stop    context.CancelFunc
 	ended   chan struct{} // closed when keep has returned
@@ -73,7 +74,7 @@ func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*
 func (s *Service) newLive(b booted, rec Record) *live {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &live{
-		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, steps: b.steps, disks: b.disks,
+		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, steps: b.steps, disks: b.disks, cgroup: b.cgroup,
 		connect: s.connect, stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
 	}
 	if b.conn != nil {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/vmm"
 )
 
 // command is a request to an owner. Its context cancels the job that it becomes.
@@ -351,8 +352,9 @@ func (o *owner) publish(rec Record) {
 // logExit keeps how the VMM of a running VM ended, when nobody asked it to.
 func (o *owner) logExit() {
 	exit := o.live.inst.Exit()
-	text := ""
+	text := vmm.OutOfMemory(o.live.cgroup)
 	switch {
+	case text != "":
 	case !exit.Known && !poweredOff(o.svc.consoleTail(o.id)):
 		text = "the VMM ended; how is unknown, it was started by an earlier daemon"
 	case exit.Signal != "":
