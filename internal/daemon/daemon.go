@@ -7,12 +7,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"banger/api"
@@ -87,7 +88,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	dirs := resource.NewDir(vm.KindDir, paths.State, false, "vms", "layers", "kernels")
 	runDirs := resource.NewDir(vm.KindRunDir, paths.Run, true, "vm")
 	uppers, works := disk.New(disk.KindUpper, paths.State), disk.New(disk.KindWork, paths.State)
-	kinds := append(network.Kinds(id.ID), dirs, runDirs, cgroups, uppers, works)
+	kinds := slices.Concat([]resource.Kind{dirs, uppers, works}, network.Kinds(id.ID), []resource.Kind{runDirs, cgroups}) // VMMs use all of the others
 	ledger := resource.New(db, bootID, log, kinds...)
 	agent, err := agentbin.Binary()
 	if err != nil {
@@ -116,7 +117,8 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	if err := net.Check(ctx); err != nil {
 		return err
 	}
-	if err := recoverAll(ctx, ledger, vms, images, kernels, net); err != nil {
+	sources := []source{vms, images, kernels, net}
+	if err := recoverAll(ctx, ledger, sources); err != nil {
 		log.Error("recovery is incomplete; the next start tries again", "err", err)
 	}
 	if err := vms.Recover(ctx); err != nil {
@@ -125,8 +127,10 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	if err := net.Settle(ctx); err != nil {
 		log.Error("bring the network up to date; it is tried again", "err", err)
 	}
-	keeping := make(chan struct{})
-	go func() { defer close(keeping); net.Run(ctx) }()
+	var keeping sync.WaitGroup
+	keeping.Go(func() { net.Run(ctx) })
+	defer keeping.Wait()
+	defer shutdown()
 	listener, err := listen(paths, cfg.Group)
 	if err != nil {
 		return err
@@ -138,14 +142,14 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		VMs: vms, Images: images, Kernels: kernels, Operations: operations, Log: log, Shutdown: shutdown,
 		System: func() api.System { return system },
 	})
-	go retry(ctx, ledger, log)
+	keeping.Go(func() { keep(ctx, ledger, sources, log) })
 	ready()
 	log.Info("serving", "socket", paths.Socket(), "installation", id.ID)
 	err = server.Serve(ctx, listener, handler, log)
 	log.Info("bangerd stops", "err", err)
 	vms.Close()
 	shutdown()
-	<-keeping
+	keeping.Wait()
 	patience, cancel := context.WithTimeout(context.Background(), shutdownPatience)
 	defer cancel()
 	return errors.Join(err, operations.Close(patience), os.RemoveAll(paths.Socket()))
@@ -207,36 +211,6 @@ func listen(paths config.Paths, group string) (net.Listener, error) {
 		}
 	}
 	return listener, nil
-}
-
-// recoverAll makes ledger and host agree: what belongs to no VM, layer or kernel goes.
-func recoverAll(ctx context.Context, ledger *resource.Ledger, sources ...interface {
-	Alive(context.Context) (map[string]bool, error)
-}) error {
-	alive := map[string]bool{}
-	for _, s := range sources {
-		owners, err := s.Alive(ctx)
-		if err != nil {
-			return err
-		}
-		maps.Copy(alive, owners)
-	}
-	return ledger.Recover(ctx, func(owner string) bool { return alive[owner] })
-}
-
-// retry gives back, from time to time, what the host would not let go of before.
-func retry(ctx context.Context, ledger *resource.Ledger, log *slog.Logger) {
-	for tick := time.NewTicker(30 * time.Second); ; {
-		select {
-		case <-ctx.Done():
-			tick.Stop()
-			return
-		case <-tick.C:
-			if err := ledger.Retry(ctx); err != nil {
-				log.Warn("what could not be given back still cannot", "err", err)
-			}
-		}
-	}
 }
 
 // assets implements vm.Assets.

@@ -64,8 +64,12 @@ func (d *Dir) Inspect(_ context.Context, ref Ref) (Presence, error) {
 	return Ours, nil
 }
 
-// Release removes the directory with all that is in it.
-func (d *Dir) Release(_ context.Context, ref Ref) error {
+// Release removes the directory with all that is in it. What is no directory was not
+// made by Acquire, and stays.
+func (d *Dir) Release(ctx context.Context, ref Ref) error {
+	if presence, err := d.Inspect(ctx, ref); err != nil || presence != Ours {
+		return err
+	}
 	if err := os.RemoveAll(d.Path(ref.Name)); err != nil {
 		return fmt.Errorf("remove directory %s: %w", d.Path(ref.Name), err)
 	}

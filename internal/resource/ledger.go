@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -21,15 +22,22 @@ const releaseTries = 5
 type Ledger struct {
 	store  Store
 	kinds  map[string]Kind
+	order  []Kind // as given: what is made of others comes after them
 	bootID string
 	run    string
 	log    *slog.Logger
+
+	mu    sync.Mutex
+	stuck map[string]backOff // by id, what Retry has tried
 }
 
 // New returns the ledger that keeps its rows in store. BootID is the host's
-// current boot; a new run id is drawn.
+// current boot; a new run id is drawn. Objects of a kind may use those of the kinds
+// before it: recovery goes through them backwards.
 func New(store Store, bootID string, log *slog.Logger, kinds ...Kind) *Ledger {
-	l := &Ledger{store: store, kinds: map[string]Kind{}, bootID: bootID, run: RandomName(8), log: log}
+	l := &Ledger{
+		store: store, kinds: map[string]Kind{}, order: kinds, bootID: bootID, run: RandomName(8), log: log, stuck: map[string]backOff{},
+	}
 	for _, k := range kinds {
 		l.kinds[k.Kind()] = k
 	}
@@ -159,15 +167,6 @@ func (l *Ledger) Finish(ctx context.Context, owner string) error {
 	return l.release(ctx, owner, func(r Ref) bool { return r.State != Held })
 }
 
-// Retry releases the volatile things that could not be released before. It may be
-// called at any time: their names are never used twice.
-func (l *Ledger) Retry(ctx context.Context) error {
-	return l.release(ctx, "", func(r Ref) bool {
-		k, ok := l.kinds[r.Kind]
-		return r.State == Releasing && r.Error != "" && ok && k.Volatile()
-	})
-}
-
 // Held returns what is held on behalf of owner, in order of acquisition.
 func (l *Ledger) Held(ctx context.Context, owner string) ([]Ref, error) {
 	refs, err := l.store.Resources(ctx, owner)
@@ -175,67 +174,4 @@ func (l *Ledger) Held(ctx context.Context, owner string) ([]Ref, error) {
 		return nil, fmt.Errorf("ledger: list resources of %s: %w", owner, err)
 	}
 	return slices.DeleteFunc(refs, func(r Ref) bool { return r.State != Held }), nil
-}
-
-// Recover makes the ledger and the host agree, before anything else is done to
-// either:
-//
-//   - rows that an earlier run left acquiring or releasing are released;
-//   - rows of owners that are gone, by the word of alive, are released;
-//   - rows of volatile kinds from an earlier boot are released;
-//   - objects that bear our tag and have no row are released.
-//
-// It goes on after an error and returns all of them; a second call does nothing
-// more where the first one succeeded.
-func (l *Ledger) Recover(ctx context.Context, alive func(owner string) bool) error {
-	refs, err := l.store.Resources(ctx, "")
-	if err != nil {
-		return fmt.Errorf("ledger: list resources: %w", err)
-	}
-	var errs []error
-	known := map[string]bool{}
-	for _, ref := range slices.Backward(refs) {
-		known[ref.Kind+" "+ref.Name] = true
-		k, ok := l.kinds[ref.Kind]
-		if !ok {
-			errs = append(errs, fmt.Errorf("ledger: %s %s: no such kind of resource", ref.Kind, ref.Name))
-			continue
-		}
-		unfinished := ref.State != Held && (ref.Run != l.run || ref.Error != "")
-		if unfinished || k.Volatile() && ref.BootID != l.bootID || !alive(ref.Owner) {
-			l.log.Info("recover: release", "kind", ref.Kind, "name", ref.Name, "owner", ref.Owner, "state", ref.State)
-			errs = append(errs, l.Release(ctx, ref))
-		}
-	}
-	for _, k := range l.kinds {
-		objects, err := k.List(ctx)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		for _, o := range objects {
-			if !known[o.Kind+" "+o.Name] {
-				l.log.Warn("recover: release an object without a row", "kind", o.Kind, "name", o.Name)
-				errs = append(errs, l.unmake(ctx, k, o))
-			}
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// ForgetVolatile deletes the rows of volatile objects without touching the objects:
-// in a copied state directory they are the original installation's.
-func (l *Ledger) ForgetVolatile(ctx context.Context) error {
-	refs, err := l.store.Resources(ctx, "")
-	if err != nil {
-		return fmt.Errorf("ledger: list resources: %w", err)
-	}
-	for _, ref := range refs {
-		if k, ok := l.kinds[ref.Kind]; ok && k.Volatile() {
-			if err := l.store.DeleteResource(ctx, ref.ID); err != nil {
-				return fmt.Errorf("ledger: forget %s %s: %w", ref.Kind, ref.Name, err)
-			}
-		}
-	}
-	return nil
 }
