@@ -20,6 +20,7 @@ import (
 	"banger/internal/agentbin"
 	"banger/internal/config"
 	"banger/internal/disk"
+	"banger/internal/failpoint"
 	"banger/internal/identity"
 	"banger/internal/image"
 	"banger/internal/kernel"
@@ -48,6 +49,9 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	}
 	if os.Geteuid() != 0 {
 		return api.Errorf(api.CodePermissionDenied, "start bangerd: it must run as root").WithHint("sudo bangerd")
+	}
+	if err := failpoint.FromEnv(); err != nil {
+		return api.Errorf(api.CodeInvalid, "start bangerd: %w", err)
 	}
 	lock, err := prepare(paths)
 	if err != nil {

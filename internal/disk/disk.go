@@ -17,6 +17,7 @@ import (
 	"sync"
 
 	"banger/api"
+	"banger/internal/failpoint"
 	"banger/internal/linux"
 	"banger/internal/resource"
 )
@@ -83,7 +84,10 @@ func (d *Disks) Grow(name string, size int64) (string, error) {
 	case size < info.Size():
 		return "", api.Errorf(api.CodeInvalid, "grow disk %s: it has %d bytes already and cannot shrink to %d", file, info.Size(), size)
 	}
-	if err := os.Truncate(file, size); err != nil {
+	if err = os.Truncate(file, size); err == nil {
+		err = failpoint.Pass(d.kind, "grown")
+	}
+	if err != nil {
 		return "", fmt.Errorf("grow disk: %w", err)
 	}
 	return file, nil

@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"banger/api"
+	"banger/internal/failpoint"
 	"banger/internal/linux"
 )
 
@@ -46,7 +47,13 @@ func (d *Disks) template(ctx context.Context, size int64) (string, error) {
 		err = syncFile(part) // a name must not survive a power cut without its content
 	}
 	if err == nil {
+		err = failpoint.Pass("template", "copied")
+	}
+	if err == nil {
 		err = os.Rename(part, path)
+	}
+	if err == nil {
+		err = failpoint.Pass("template", "renamed")
 	}
 	if err != nil {
 		return "", diskError(path, err)

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 
 	"banger/api"
+	"banger/internal/failpoint"
 	"banger/internal/linux"
 	"banger/internal/resource"
 
@@ -77,5 +78,6 @@ func (id Identity) Save(stateDir string) error {
 	if err := renameio.WriteFile(path, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
+	failpoint.Reach("installation", "saved")
 	return nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 
 	"banger/api"
+	"banger/internal/failpoint"
 	"banger/internal/intake"
 	"banger/internal/linux"
 	"banger/internal/resource"
@@ -122,6 +123,9 @@ func (m *Manager) writeLayer(ctx context.Context, dir string, r io.Reader, repor
 		return Layer{}, 0, err
 	}
 	defer out.Close()
+	if err := failpoint.Pass("layer", "created"); err != nil {
+		return Layer{}, 0, err
+	}
 
 	arriving := intake.UntilDone(ctx, r)
 	defer arriving.Close()
@@ -137,6 +141,9 @@ func (m *Manager) writeLayer(ctx context.Context, dir string, r io.Reader, repor
 	defer plain.Close()
 	f.src.r = plain
 	if err := convert(f, &sparseWriter{f: out}, 2*m.MaxSize+maxOverhead); err != nil {
+		return Layer{}, 0, err
+	}
+	if err := failpoint.Pass("layer", "written"); err != nil {
 		return Layer{}, 0, err
 	}
 	if err := out.Sync(); err != nil {

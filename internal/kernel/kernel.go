@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/failpoint"
 	"banger/internal/intake"
 	"banger/internal/linux"
 	"banger/internal/resource"
@@ -136,6 +137,9 @@ func (m *Manager) build(ctx context.Context, name, source string, report api.Rep
 	if err := os.RemoveAll(work); err != nil {
 		return Kernel{}, err
 	}
+	if err := failpoint.Pass("kernel", "assembled"); err != nil {
+		return Kernel{}, err
+	}
 	k = Kernel{Name: name, Release: release, Source: source, Dir: ref.Name, Created: time.Now()}
 	for _, file := range []string{"vmlinux", "modules.cpio", "modules.ext4"} {
 		n, err := linux.Allocated(filepath.Join(dir, file))
@@ -176,6 +180,9 @@ func assemble(ctx context.Context, packages []io.ReadCloser, dir, work string) (
 		in := intake.UntilDone(ctx, p)
 		err := unpackDeb(in, root)
 		in.Close()
+		if err == nil {
+			err = failpoint.Pass("kernel", "unpacked")
+		}
 		if err != nil {
 			return "", err
 		}
@@ -226,6 +233,9 @@ func create(path string, fill func(*os.File) error) error {
 	err = fill(f)
 	if err == nil {
 		err = f.Sync()
+	}
+	if err == nil {
+		err = failpoint.Pass("kernel", filepath.Base(path))
 	}
 	return errors.Join(err, f.Close())
 }
@@ -344,5 +354,8 @@ func (m *Manager) writeInitramfs(modules, path string) error {
 	if err := writeInit(out, m.Agent); err != nil {
 		return fmt.Errorf("make initramfs: %w", err)
 	}
-	return out.CloseAtomicallyReplace()
+	if err := out.CloseAtomicallyReplace(); err != nil {
+		return fmt.Errorf("make initramfs: %w", err)
+	}
+	return failpoint.Pass("kernel", "initramfs")
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"banger/internal/failpoint"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -46,6 +48,9 @@ func RemoveCgroup(ctx context.Context, dir string) error {
 			return nil
 		}
 	}
+	if err == nil {
+		err = failpoint.Pass("cgroup", "killed")
+	}
 	if err != nil {
 		return fmt.Errorf("kill cgroup %s: %w", dir, err)
 	}
@@ -62,6 +67,9 @@ func RemoveCgroup(ctx context.Context, dir string) error {
 			return fmt.Errorf("kill cgroup %s: processes remain: %w", dir, ctx.Err())
 		case <-time.After(wait):
 		}
+	}
+	if err := failpoint.Pass("cgroup", "emptied"); err != nil {
+		return fmt.Errorf("remove cgroup %s: %w", dir, err)
 	}
 	if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("remove cgroup %s: %w", dir, err)

@@ -6,6 +6,8 @@ import (
 	"io"
 	"os"
 
+	"banger/internal/failpoint"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -44,6 +46,9 @@ func CopySparse(dst, src string) (err error) {
 	if err := out.Truncate(info.Size()); err != nil {
 		return err
 	}
+	if err := failpoint.Pass("file", "sized"); err != nil {
+		return err
+	}
 	for off := int64(0); off < info.Size(); {
 		data, err := unix.Seek(int(in.Fd()), off, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
@@ -57,6 +62,9 @@ func CopySparse(dst, src string) (err error) {
 			return err
 		}
 		if _, err := io.Copy(io.NewOffsetWriter(out, data), io.NewSectionReader(in, data, hole-data)); err != nil {
+			return err
+		}
+		if err := failpoint.Pass("file", "copied"); err != nil {
 			return err
 		}
 		off = hole

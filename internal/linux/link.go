@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"banger/internal/failpoint"
+
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +43,9 @@ func AddLink(kind LinkKind, name string, mac net.HardwareAddr) error {
 		}
 	default:
 		err = unix.EINVAL
+	}
+	if err == nil {
+		err = failpoint.Pass("link", "created")
 	}
 	if err != nil {
 		return fmt.Errorf("create %s %s: %w", kind, name, err)
@@ -99,7 +104,10 @@ func DeleteLink(name string) error {
 	if link == nil || err != nil {
 		return err
 	}
-	if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err = netlink.LinkDel(link); err == nil {
+		err = failpoint.Pass("link", "deleted")
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete link %s: %w", name, err)
 	}
 	return nil
@@ -111,7 +119,10 @@ func SetLinkUp(name string) error {
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
+	if err = netlink.LinkSetUp(link); err == nil {
+		err = failpoint.Pass("link", "up")
+	}
+	if err != nil {
 		return fmt.Errorf("take link %s up: %w", name, err)
 	}
 	return nil
@@ -128,10 +139,16 @@ func JoinBridge(name, bridge string) error {
 	if err != nil {
 		return err
 	}
-	if err := netlink.LinkSetMaster(link, master); err != nil {
+	if err = netlink.LinkSetMaster(link, master); err == nil {
+		err = failpoint.Pass("link", "enslaved")
+	}
+	if err != nil {
 		return fmt.Errorf("join %s to bridge %s: %w", name, bridge, err)
 	}
-	if err := netlink.LinkSetIsolated(link, true); err != nil {
+	if err = netlink.LinkSetIsolated(link, true); err == nil {
+		err = failpoint.Pass("link", "isolated")
+	}
+	if err != nil {
 		return fmt.Errorf("isolate %s on bridge %s: %w", name, bridge, err)
 	}
 	return nil
@@ -157,7 +174,10 @@ func SetAddress(name string, address netip.Prefix) error {
 			return fmt.Errorf("take address %s from %s: %w", a.IPNet, name, err)
 		}
 	}
-	if err := netlink.AddrReplace(link, want); err != nil {
+	if err = netlink.AddrReplace(link, want); err == nil {
+		err = failpoint.Pass("link", "addressed")
+	}
+	if err != nil {
 		return fmt.Errorf("give address %s to %s: %w", address, name, err)
 	}
 	return nil

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 
+	"banger/internal/failpoint"
+
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
 )
@@ -22,7 +24,10 @@ const (
 func SyncNft(want ...NftTable) error {
 	var err error
 	for range nftTries { // a chain may vanish with its device between the look and the batch
-		if err = syncNft(want); !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) {
+		if err = syncNft(want); err == nil {
+			err = failpoint.Pass("nft", "synced")
+		}
+		if !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EEXIST) {
 			break
 		}
 	}
@@ -188,7 +193,10 @@ func DeleteNft(name string) error {
 		table := conn.AddTable(nftTable(family, name))
 		conn.DelTable(table)
 	}
-	if err := conn.Flush(); err != nil {
+	if err = conn.Flush(); err == nil {
+		err = failpoint.Pass("nft", "deleted")
+	}
+	if err != nil {
 		return fmt.Errorf("delete nft tables %s: %w", name, err)
 	}
 	return nil

@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"banger/internal/failpoint"
 )
 
 func sysctlPath(key string) string { return filepath.Join("/proc/sys", filepath.FromSlash(key)) }
@@ -21,7 +23,11 @@ func Sysctl(key string) (string, error) {
 
 // SetSysctl sets a parameter.
 func SetSysctl(key, value string) error {
-	if err := os.WriteFile(sysctlPath(key), []byte(value), 0o644); err != nil {
+	err := os.WriteFile(sysctlPath(key), []byte(value), 0o644)
+	if err == nil {
+		err = failpoint.Pass("sysctl", "set")
+	}
+	if err != nil {
 		return fmt.Errorf("set sysctl %s to %s: %w", key, value, err)
 	}
 	return nil

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"os"
 
+	"banger/internal/failpoint"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -21,7 +23,10 @@ func AddTap(name string) error {
 		return err
 	}
 	defer f.Close()
-	if err := unix.IoctlSetInt(int(f.Fd()), unix.TUNSETPERSIST, 1); err != nil {
+	if err = unix.IoctlSetInt(int(f.Fd()), unix.TUNSETPERSIST, 1); err == nil {
+		err = failpoint.Pass("tap", "created")
+	}
+	if err != nil {
 		return fmt.Errorf("create tap %s: keep it: %w", name, err)
 	}
 	return nil

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"banger/internal/failpoint"
 )
 
 // releaseTries is how often a release that is refused (EBUSY, mostly) is tried
@@ -71,13 +73,20 @@ func (l *Ledger) Acquire(ctx context.Context, owner, kind, name string, spec any
 	if ref.Seq, err = l.store.InsertResource(ctx, ref); err != nil {
 		return Ref{}, fmt.Errorf("ledger: record %s %s: %w", kind, name, err)
 	}
-	if err := k.Acquire(ctx, ref); err != nil {
+	if err = failpoint.Pass(kind, "acquire.recorded"); err == nil {
+		err = k.Acquire(ctx, ref)
+	}
+	if err == nil {
+		err = failpoint.Pass(kind, "acquire.acted")
+	}
+	if err != nil {
 		return Ref{}, l.undo(ctx, ref, err)
 	}
 	ref.State = Held
 	if err := l.store.UpdateResource(ctx, ref); err != nil {
 		return Ref{}, l.undo(ctx, ref, fmt.Errorf("ledger: record %s %s: %w", kind, name, err))
 	}
+	failpoint.Reach(kind, "acquire.held")
 	return ref, nil
 }
 
@@ -101,6 +110,7 @@ func (l *Ledger) Release(ctx context.Context, ref Ref) error {
 	// A full disk must not keep what is there from being given back: the object
 	// goes all the same, its row (still there, in an older state) after it.
 	markErr := l.store.UpdateResource(durably, ref)
+	failpoint.Reach(ref.Kind, "release.marked")
 	err := l.unmake(ctx, k, ref)
 	if err != nil {
 		ref.Error = err.Error()
@@ -109,6 +119,7 @@ func (l *Ledger) Release(ctx context.Context, ref Ref) error {
 	if err := l.store.DeleteResource(durably, ref.ID); err != nil {
 		return fmt.Errorf("ledger: forget %s %s: %w", ref.Kind, ref.Name, err)
 	}
+	failpoint.Reach(ref.Kind, "release.forgotten")
 	return nil
 }
 
@@ -117,6 +128,9 @@ func (l *Ledger) unmake(ctx context.Context, k Kind, ref Ref) error {
 	delay := 10 * time.Millisecond
 	for try := 1; ; try++ {
 		err := k.Release(ctx, ref)
+		if err == nil {
+			err = failpoint.Pass(ref.Kind, "release.acted")
+		}
 		if err == nil {
 			presence, ierr := k.Inspect(ctx, ref)
 			switch {

@@ -11,7 +11,7 @@ import (
 
 // InsertImage implements image.Store.
 func (db *DB) InsertImage(ctx context.Context, img image.Image) error {
-	return db.tx(ctx, func(tx *sql.Tx) error {
+	return db.tx(ctx, "image.insert", func(tx *sql.Tx) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO image (owner, name, id, created, entries) VALUES (?,?,?,?,?)`,
 			img.Owner, img.Name, img.ID, img.Created.UnixNano(), img.Entries)
 		if isUnique(err) {
@@ -60,7 +60,7 @@ func (db *DB) Images(ctx context.Context) ([]image.Image, error) {
 
 // DeleteImage implements image.Store.
 func (db *DB) DeleteImage(ctx context.Context, owner uint32, name string) (orphans []image.Layer, err error) {
-	err = db.tx(ctx, func(tx *sql.Tx) error {
+	err = db.tx(ctx, "image.delete", func(tx *sql.Tx) error {
 		rows, err := tx.QueryContext(ctx, `SELECT v.name FROM image i JOIN vm v ON v.image_id = i.id
 			WHERE i.owner = ?1 AND i.name = ?2 AND NOT EXISTS
 			(SELECT 1 FROM image o WHERE o.id = i.id AND (o.owner, o.name) <> (?1, ?2))`, owner, name)

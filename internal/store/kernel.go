@@ -11,14 +11,14 @@ import (
 
 // InsertKernel implements kernel.Store.
 func (db *DB) InsertKernel(ctx context.Context, k kernel.Kernel) error {
-	_, err := db.sql.ExecContext(ctx, `INSERT INTO kernel (name, release, source, dir, is_default, created, size)
+	err := db.exec(ctx, "kernel.insert", `INSERT INTO kernel (name, release, source, dir, is_default, created, size)
 		VALUES (?,?,?,?, NOT EXISTS (SELECT 1 FROM kernel WHERE is_default), ?,?)`,
 		k.Name, k.Release, k.Source, k.Dir, k.Created.UnixNano(), k.Size)
 	if isUnique(err) {
 		return api.Errorf(api.CodeAlreadyExists, "import kernel %q: a kernel of that name exists", k.Name).
 			WithHint("banger kernel rm %s, or choose another name", k.Name)
 	}
-	return mapError(err)
+	return err
 }
 
 // Kernels implements kernel.Store.
@@ -35,7 +35,7 @@ func (db *DB) Kernels(ctx context.Context) ([]kernel.Kernel, error) {
 // DeleteKernel implements kernel.Store. When the default goes, the newest of the
 // others takes its place.
 func (db *DB) DeleteKernel(ctx context.Context, name string) error {
-	return db.tx(ctx, func(tx *sql.Tx) error {
+	return db.tx(ctx, "kernel.delete", func(tx *sql.Tx) error {
 		rows, err := tx.QueryContext(ctx, `SELECT name FROM vm WHERE kernel = ?`, name)
 		vms, err := collect(rows, err, scanString)
 		if err != nil {

@@ -17,9 +17,8 @@ func (db *DB) Setting(ctx context.Context, name string) (value string, found boo
 
 // PutSetting keeps value under name.
 func (db *DB) PutSetting(ctx context.Context, name, value string) error {
-	_, err := db.sql.ExecContext(ctx, `INSERT INTO setting (name, value) VALUES (?,?)
+	return db.exec(ctx, "setting.put", `INSERT INTO setting (name, value) VALUES (?,?)
 		ON CONFLICT (name) DO UPDATE SET value = excluded.value`, name, value)
-	return mapError(err)
 }
 
 // maxSSHKeys is how many keys of a user are kept; the oldest go first.
@@ -27,7 +26,7 @@ const maxSSHKeys = 16
 
 // AddSSHKey keeps a public key of the user owner; one that is kept already is no error.
 func (db *DB) AddSSHKey(ctx context.Context, owner uint32, key string) error {
-	return db.tx(ctx, func(tx *sql.Tx) error {
+	return db.tx(ctx, "ssh_key.add", func(tx *sql.Tx) error {
 		if _, err := tx.ExecContext(ctx, `INSERT OR IGNORE INTO ssh_key (owner, key) VALUES (?,?)`, owner, key); err != nil {
 			return err
 		}

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"banger/api"
+	"banger/internal/failpoint"
 
 	"github.com/pressly/goose/v3"
 	"modernc.org/sqlite"
@@ -103,8 +104,12 @@ func migrate(ctx context.Context, db *sql.DB) error {
 // Close closes the database.
 func (db *DB) Close() error { return db.sql.Close() }
 
-// tx runs fn in a transaction that is committed if fn returns nil.
-func (db *DB) tx(ctx context.Context, fn func(*sql.Tx) error) error {
+// tx runs fn in a transaction that is committed if fn returns nil. What is what it
+// does, for failpoints.
+func (db *DB) tx(ctx context.Context, what string, fn func(*sql.Tx) error) error {
+	if err := failpoint.Pass("store", what); err != nil {
+		return err
+	}
 	tx, err := db.sql.BeginTx(ctx, nil)
 	if err != nil {
 		return mapError(err)
@@ -112,7 +117,19 @@ func (db *DB) tx(ctx context.Context, fn func(*sql.Tx) error) error {
 	if err := fn(tx); err != nil {
 		return errors.Join(mapError(err), rollback(tx))
 	}
-	return mapError(tx.Commit())
+	if err := tx.Commit(); err != nil {
+		return mapError(err)
+	}
+	failpoint.Reach("store", what+".committed")
+	return nil
+}
+
+// exec is tx for one statement.
+func (db *DB) exec(ctx context.Context, what, query string, args ...any) error {
+	return db.tx(ctx, what, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, query, args...)
+		return err
+	})
 }
 
 func rollback(tx *sql.Tx) error {

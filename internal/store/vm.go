@@ -17,7 +17,7 @@ const columns = `id, owner, name, image, image_id, kernel, cpus, memory, root_si
 // InsertVM implements vm.Store. The image and the kernel are looked for in the same
 // transaction: what was there when the VM was asked for may have been removed since.
 func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
-	return db.tx(ctx, func(tx *sql.Tx) error {
+	return db.tx(ctx, "vm.insert", func(tx *sql.Tx) error {
 		var image, kernel bool
 		err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM image WHERE id = ?), EXISTS (SELECT 1 FROM kernel WHERE name = ?)`,
 			r.ImageID, r.Kernel).Scan(&image, &kernel)
@@ -59,7 +59,7 @@ func textOut(s string) sql.NullString { return sql.NullString{String: s, Valid: 
 
 // UpdateVM implements vm.Store.
 func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
-	_, err := db.sql.ExecContext(ctx, `UPDATE vm SET name=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
+	err := db.exec(ctx, "vm.update", `UPDATE vm SET name=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
 		host_key=?, wanted=?, last_error=? WHERE id=?`,
 		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.HostKey, r.Wanted, r.LastError, r.ID)
 	if isUnique(err, addresses...) {
@@ -68,13 +68,12 @@ func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
 	if isUnique(err) {
 		return api.Errorf(api.CodeAlreadyExists, "rename VM to %q: a VM of that name exists", r.Name).WithHint("banger vm list")
 	}
-	return mapError(err)
+	return err
 }
 
 // DeleteVM implements vm.Store.
 func (db *DB) DeleteVM(ctx context.Context, id string) error {
-	_, err := db.sql.ExecContext(ctx, `DELETE FROM vm WHERE id=?`, id)
-	return mapError(err)
+	return db.exec(ctx, "vm.delete", `DELETE FROM vm WHERE id=?`, id)
 }
 
 // VMs implements vm.Store.

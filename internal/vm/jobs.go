@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/failpoint"
 	"banger/internal/guest"
 	"banger/internal/guest/wire"
 	"banger/internal/resource"
@@ -109,11 +110,15 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 		return booted{}, err
 	}
 	watch.lap("process")
+	if err := failpoint.Pass("vm", "started"); err != nil {
+		return booted{}, errors.Join(err, inst.Close())
+	}
 	conn, health, err := s.connect(ctx, inst, rec)
 	if err != nil {
 		return booted{}, errors.Join(s.bootError(rec, inst, m.Cgroup, err), inst.Close())
 	}
 	watch.lap("kernel")
+	failpoint.Reach("vm", "connected")
 	watch.split("agent", health.Uptime-health.Started)
 	return booted{inst, s.driver.Name() + "/" + info.Accel, spec, m.Disks, m.Cgroup, conn, health, watch.steps}, nil
 }

@@ -21,6 +21,7 @@ import (
 	"unicode"
 
 	"banger/api"
+	"banger/internal/failpoint"
 	"banger/internal/linux"
 	"banger/internal/vmm"
 )
@@ -120,7 +121,11 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error)
 		}
 		i.end(exit)
 	}()
-	if err := errors.Join(i.bound(), i.awaitRunning(ctx)); err != nil {
+	err = failpoint.Pass("qemu", "forked")
+	if err == nil {
+		err = errors.Join(i.bound(), i.awaitRunning(ctx))
+	}
+	if err != nil {
 		cmd.Process.Kill()
 		<-i.exited
 		said := cmp.Or(strings.Join(strings.Split(i.exit.Log, "\n"), "; "), "it said nothing")
