@@ -73,7 +73,7 @@ fuzz:
 BENCH ?= .
 bench: fixture
 	@scripts/test.sh $(FIXTURE) -run '^$$' -bench '(?i)$(subst -,,$(BENCH))' -benchtime 1x -timeout 60m ./test/bench \
-	  | grep -Ev '^(Benchmark|goos|goarch|pkg|cpu|PASS)'
+	  | grep --line-buffered -Ev '^(Benchmark|goos|goarch|pkg|cpu|PASS)'
 
 # From nothing to `uname -a` in a VM of its own.
 demo: deps build

@@ -15,18 +15,19 @@ func changeCommands(d *deps) []*cobra.Command {
 	var patience timeoutFlag
 	restart := verb(d, "restart", "Stop VMs, if they run, and start them", func(ctx context.Context, ref string) (api.Operation, error) {
 		return d.client.RestartVM(ctx, ref, patience.timeout)
-	})
+	}, d.vmNow)
 	patience.add(restart)
-	reset := verb(d, "reset", "Give VMs a fresh root; their work disks (/root) stay", d.client.ResetVM)
+	reset := verb(d, "reset", "Give VMs a fresh root; their work disks (/root) stay", d.client.ResetVM, d.vmNow)
 	restart.ValidArgsFunction, reset.ValidArgsFunction = d.vms, d.vms
 	rename := command(d, "rename VM NAME", "Give a VM another name", "banger vm rename api web", cobra.ExactArgs(2),
 		func(ctx context.Context, args []string) error {
-			op, err := d.client.SetVM(ctx, args[0], api.SetVM{Name: &args[1]})
-			if _, err := d.operate(ctx, op, err); err != nil {
+			vm, err := d.change(ctx, args[0], api.SetVM{Name: &args[1]})
+			if err != nil {
 				return err
 			}
-			return d.done(args[1])
+			return d.changed(vm)
 		})
+	d.withJSON(rename)
 	d.withQuiet(rename, "do not print the new name")
 	promote := command(d, "promote VM IMAGE", "Make an image of a stopped VM's root", "banger vm promote api my-base", cobra.ExactArgs(2),
 		func(ctx context.Context, args []string) error {
@@ -48,38 +49,33 @@ func changeCommands(d *deps) []*cobra.Command {
 
 func setCommand(d *deps) *cobra.Command {
 	var cpus int
-	var memory, root, work bytesFlag
-	var nat onOff
+	var req api.SetVM
 	var c *cobra.Command
 	c = command(d, "set VM", "Change a VM: disks and NAT at once, CPUs and memory at its next start", "banger vm set api --memory 2G --disk 40G",
 		cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
-			req := api.SetVM{
-				CPUs: given(c, "cpus", cpus), Memory: given(c, "memory", int64(memory)), RootSize: given(c, "root-size", int64(root)),
-				DiskSize: given(c, "disk", int64(work)), NAT: given(c, "nat", bool(nat)),
+			if c.Flags().Changed("cpus") {
+				req.CPUs = &cpus
 			}
 			if req == (api.SetVM{}) {
 				return api.Errorf(api.CodeInvalid, "set: nothing to change").WithHint("%s --help", c.CommandPath())
 			}
-			op, err := d.client.SetVM(ctx, args[0], req)
-			if _, err := d.operate(ctx, op, err); err != nil {
-				return err
-			}
-			vm, err := d.client.VM(context.WithoutCancel(ctx), args[0])
+			vm, err := d.change(ctx, args[0], req)
 			if err != nil {
 				return err
 			}
 			if len(vm.Pending) > 0 && !d.quiet {
 				fmt.Fprintf(d.stderr, "%s: at the next start (banger vm restart %s)\n", strings.Join(vm.Pending, ", "), vm.Name)
 			}
-			return d.done(vm.Name)
+			return d.changed(vm)
 		})
+	d.withJSON(c)
 	d.withQuiet(c, "do not print the name, nor what waits for the next start")
 	f := c.Flags()
 	f.IntVar(&cpus, "cpus", 0, "number of CPUs, from the next start on")
-	f.Var(&memory, "memory", "memory, e.g. 2G, from the next start on")
-	f.Var(&root, "root-size", "room for what the VM writes, e.g. 20G; grows only")
-	f.Var(&work, "disk", "size of the work disk at /root, e.g. 40G; grows only")
-	f.Var(&nat, "nat", "on or off: whether the VM may reach what is beyond the host")
+	f.Var(&optionalSize{&req.Memory}, "memory", "memory, e.g. 2G, from the next start on")
+	f.Var(&optionalSize{&req.RootSize}, "root-size", "room for what the VM writes, e.g. 20G; grows only")
+	f.Var(&optionalSize{&req.DiskSize}, "disk", "size of the work disk at /root, e.g. 40G; grows only")
+	f.Var(&optionalOnOff{&req.NAT}, "nat", "on or off: whether the VM may reach what is beyond the host")
 	for _, name := range []string{"cpus", "memory", "root-size", "disk"} {
 		completeFlag(c, name, cobra.NoFileCompletions)
 	}
@@ -87,12 +83,27 @@ func setCommand(d *deps) *cobra.Command {
 	return c
 }
 
-// given returns what a flag was given, nil where it was not.
-func given[T any](c *cobra.Command, flag string, value T) *T {
-	if !c.Flags().Changed(flag) {
-		return nil
+// change changes a VM and returns it as it is then.
+func (d *deps) change(ctx context.Context, ref string, req api.SetVM) (api.VM, error) {
+	vm, err := d.client.VM(ctx, ref)
+	if err != nil {
+		return api.VM{}, err
 	}
-	return &value
+	asking, answered := outliving(ctx)
+	op, err := d.client.SetVM(asking, vm.ID, req)
+	answered()
+	if _, err := d.operate(ctx, op, err); err != nil {
+		return api.VM{}, err
+	}
+	return d.client.VM(context.WithoutCancel(ctx), vm.ID)
+}
+
+// changed names a VM that was changed, or shows it with --json.
+func (d *deps) changed(vm api.VM) error {
+	if d.json {
+		return d.printJSON(vm)
+	}
+	return d.done(vm.Name)
 }
 
 // networkFlag is a flag that takes the name of a network.

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"time"
 
 	"banger/api"
@@ -18,6 +20,7 @@ import (
 	"banger/internal/config"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/term"
 )
 
@@ -82,6 +85,9 @@ func run(d *deps, args []string) int {
 	if err == nil {
 		return 0
 	}
+	if status, ok := errors.AsType[exitError](err); ok {
+		return int(status)
+	}
 	if why, ok := errors.AsType[interrupted](context.Cause(d.signals.ctx)); ok {
 		if e, ok := errors.AsType[*api.Error](err); ok && errors.Is(e, why) {
 			return d.report(e) // with its hint
@@ -129,9 +135,7 @@ func newRoot(d *deps) *cobra.Command {
 	root.SetIn(d.stdin)
 	root.SetOut(d.stdout)
 	root.SetErr(d.stderr)
-	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
-		return api.Errorf(api.CodeInvalid, "%s: %w", cmd.CommandPath(), err).WithHint("%s --help", cmd.CommandPath())
-	})
+	root.SetFlagErrorFunc(badFlag)
 	root.AddCommand(vmCommands(d), imageCommands(d), kernelCommands(d), systemCommands(d))
 	addCompletion(root)
 	return root
@@ -151,10 +155,34 @@ func group(use, short, example string, commands ...*cobra.Command) *cobra.Comman
 func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			return api.Errorf(api.CodeInvalid, "%s: %w", cmd.CommandPath(), err).WithHint("%s --help", cmd.CommandPath())
+			return misused(cmd, err)
 		}
 		return nil
 	}
+}
+
+// misused says what is wrong with a command line, and of which command.
+func misused(cmd *cobra.Command, err error) error {
+	if name, ok := strings.CutPrefix(cmd.CommandPath(), "banger "); ok {
+		err = fmt.Errorf("%s: %w", name, err)
+	}
+	return api.Errorf(api.CodeInvalid, "%w", err).WithHint("%s --help", cmd.CommandPath())
+}
+
+// badFlag is misused for a flag, in words instead of the names of Go's functions.
+func badFlag(cmd *cobra.Command, err error) error {
+	if bad, ok := errors.AsType[*pflag.InvalidValueError](err); ok {
+		cause := bad.Unwrap()
+		if _, ok := errors.AsType[*strconv.NumError](cause); ok {
+			kind := "a number that it can take"
+			if bad.GetFlag().Value.Type() == "bool" {
+				kind = "true or false"
+			}
+			cause = fmt.Errorf("%q is not %s", bad.GetValue(), kind)
+		}
+		err = fmt.Errorf("--%s: %w", bad.GetFlag().Name, cause)
+	}
+	return misused(cmd, err)
 }
 
 // command is a command that needs the daemon, which is started if need be.
@@ -175,7 +203,7 @@ func local(d *deps, use, short, example string, args cobra.PositionalArgs, run f
 		Use: use, Short: short, Example: "  " + example, Args: usage(args),
 		RunE: func(c *cobra.Command, args []string) error {
 			if d.json && d.quiet {
-				return api.Errorf(api.CodeInvalid, "%s: --json and --quiet exclude each other", c.CommandPath()).WithHint("leave one out")
+				return misused(c, errors.New("--json and --quiet exclude each other"))
 			}
 			return run(c.Context(), args)
 		},

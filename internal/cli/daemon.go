@@ -171,8 +171,12 @@ func systemCommands(d *deps) *cobra.Command {
 						WithHint("look at %s", filepath.Join(s.StateDir, "bangerd.log"))
 				}
 			}
+			if d.json {
+				return d.printJSON(s)
+			}
 			return d.done("bangerd " + s.Installation + " has stopped")
 		})
+	d.withJSON(stop)
 	d.withQuiet(stop, "do not say that it has stopped")
 	for _, c := range []*cobra.Command{status, stop} {
 		c.ValidArgsFunction = cobra.NoFileCompletions

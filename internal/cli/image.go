@@ -103,22 +103,12 @@ func (d *deps) madeImage(image api.Image, err error, line *progress) error {
 // remover is the command that removes images or kernels.
 func remover(d *deps, short, example string, remove func(context.Context, string) error) *cobra.Command {
 	c := command(d, "rm NAME...", short, example, cobra.MinimumNArgs(1), func(ctx context.Context, names []string) error {
-		var failed failures
-		for _, name := range names {
-			err := remove(ctx, name)
-			if err == nil {
-				err = d.done(name)
-			}
-			if err != nil {
-				failed = append(failed, err)
-			}
-		}
-		if len(failed) == 0 {
-			return nil
-		}
-		return failed
+		return each(d, names, func(name string) (string, any, error) {
+			return name, gone{Name: name}, remove(ctx, name)
+		})
 	})
 	c.Aliases = []string{"delete"}
+	d.withJSON(c)
 	d.withQuiet(c, "do not print their names")
 	return c
 }

@@ -2,12 +2,22 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"io"
 
 	"banger/api"
 
 	"github.com/spf13/cobra"
 )
+
+// watched is the error of what goes on until it is interrupted: that is no error to
+// speak of, and only the exit status tells.
+func watched(ctx context.Context, err error) error {
+	if why, ok := errors.AsType[interrupted](context.Cause(ctx)); ok {
+		return exitError(why.status())
+	}
+	return err
+}
 
 func logsCommand(d *deps) *cobra.Command {
 	follow, tail := false, -1
@@ -26,7 +36,7 @@ func logsCommand(d *deps) *cobra.Command {
 		}
 		defer r.Close()
 		_, err = io.Copy(d.stdout, r)
-		return err
+		return watched(ctx, err)
 	})
 	c.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the VM is deleted, also while it is stopped")
 	c.Flags().IntVarP(&tail, "tail", "n", -1, "show so many of the last `lines` only")

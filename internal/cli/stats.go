@@ -62,11 +62,11 @@ func statsCommand(d *deps) *cobra.Command {
 	c := command(d, "stats [VM...]", "Show what running VMs use, of themselves and of the host", "banger vm stats api", cobra.ArbitraryArgs, func(ctx context.Context, refs []string) error {
 		for {
 			if err := d.stats(ctx, refs, watch); err != nil || !watch {
-				return err
+				return watched(ctx, err)
 			}
 			select {
 			case <-ctx.Done():
-				return context.Cause(ctx)
+				return watched(ctx, context.Cause(ctx))
 			case <-time.After(watchPause):
 			}
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/api"
 	"banger/client"
 	"banger/internal/config"
 
@@ -86,19 +87,61 @@ func TestEveryValueIsCompleted(t *testing.T) {
 	}, newRoot(d))
 }
 
-// Lists and shows can be read by programs.
-func TestListsAndShowsHaveJSON(t *testing.T) {
+// What a command says can be read by programs, or be silenced.
+func TestCommandsHaveJSONAndQuiet(t *testing.T) {
+	streams := map[string][]string{ // what they print is not theirs, with the flags that they have none the less
+		"banger vm exec": nil, "banger vm ssh": nil, "banger vm proxy": nil, "banger vm logs": nil,
+		"banger vm ssh-config": nil, // is for ssh
+		"banger vm cp":         {"quiet"},
+	}
 	d, _, _ := without(t)
+	root := newRoot(d)
 	commands(func(c *cobra.Command) bool {
-		if c.Name() == "list" || c.Name() == "show" || c.Name() == "status" {
-			for _, flag := range []string{"json", "quiet"} {
-				if c.Flags().Lookup(flag) == nil {
-					t.Errorf("%s: has no --%s", c.CommandPath(), flag)
-				}
+		flags, ok := streams[c.CommandPath()]
+		if !ok {
+			flags = []string{"json", "quiet"}
+		}
+		if c.HasSubCommands() || c.Name() == "help" || c.Parent().Name() == "completion" {
+			flags = nil
+		}
+		for _, flag := range flags {
+			if c.Flags().Lookup(flag) == nil {
+				t.Errorf("%s: has no --%s", c.CommandPath(), flag)
 			}
 		}
 		return true
-	}, newRoot(d))
+	}, root)
+	for path := range streams {
+		if c, _, err := root.Find(strings.Fields(path)[1:]); err != nil || c.CommandPath() != path {
+			t.Errorf("%s: no such command (%v)", path, err)
+		}
+	}
+}
+
+// What is wrong with a command line is said in words, once.
+func TestBadFlags(t *testing.T) {
+	for _, test := range []struct{ line, says string }{
+		{"--wrong", "banger: unknown flag: --wrong"},
+		{"vm set --wrong", "banger: vm set: unknown flag: --wrong"},
+		{"vm set api --cpus many", `banger: vm set: --cpus: "many" is not a number that it can take`},
+		{"vm set api --cpus 99999999999999999999", `banger: vm set: --cpus: "99999999999999999999" is not a number that it can take`},
+		{"vm set api --nat=maybe", `banger: vm set: --nat: "maybe" is neither on nor off`},
+		{"vm set api --disk huge", `banger: vm set: --disk: "huge" is not a size, such as 512M or 10G`},
+		{"vm set api --disk 99999999999999P", `banger: vm set: --disk: "99999999999999P" is not a size, such as 512M or 10G`},
+		{"vm create --memory -1", `banger: vm create: --memory: "-1" is not a size, such as 512M or 10G`},
+		{"vm create --memory 0", "banger: vm create: --memory: it cannot be 0"},
+		{"vm create --init=maybe", `banger: vm create: --init: "maybe" is not true or false`},
+		{"vm logs -n x api", `banger: vm logs: --tail: "x" is not a number that it can take`},
+		{"vm show", "banger: vm show: accepts 1 arg(s), received 0"},
+		{"vm list --json -q", "banger: vm list: --json and --quiet exclude each other"},
+	} {
+		d, stdout, stderr := without(t)
+		status := run(d, strings.Fields(test.line))
+		line, hint, _ := strings.Cut(stderr.String(), "\n")
+		if status != api.CodeInvalid.ExitStatus() || line != test.says || !strings.Contains(hint, "--help") || stdout.Len() > 0 {
+			t.Errorf("banger %s: status %d, %q, %q, want %q", test.line, status, stdout, stderr, test.says)
+		}
+	}
 }
 
 func TestCompletionScripts(t *testing.T) {

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -16,9 +17,9 @@ import (
 type bytesFlag int64
 
 func (b *bytesFlag) Set(s string) error {
-	n, err := units.RAMInBytes(s)
-	if err == nil && n <= 0 {
-		err = fmt.Errorf("%q is not a size", s)
+	n, err := parseSize(s)
+	if err == nil && n == 0 {
+		err = errors.New("it cannot be 0")
 	}
 	*b = bytesFlag(n)
 	return err
@@ -35,10 +36,7 @@ func (b *bytesFlag) String() string {
 type optionalSize struct{ value **int64 }
 
 func (o *optionalSize) Set(s string) error {
-	n, err := units.RAMInBytes(s)
-	if err == nil && n < 0 {
-		err = fmt.Errorf("%q is not a size", s)
-	}
+	n, err := parseSize(s)
 	*o.value = &n
 	return err
 }
@@ -48,6 +46,15 @@ func (o *optionalSize) String() string {
 		return ""
 	}
 	return size(**o.value)
+}
+
+// parseSize reads a size as people write it.
+func parseSize(s string) (int64, error) {
+	n, err := units.RAMInBytes(s)
+	if err != nil || n < 0 { // what overflows is negative
+		return 0, fmt.Errorf("%q is not a size, such as 512M or 10G", s)
+	}
+	return n, nil
 }
 
 var vmKind = kind[api.VM]{
@@ -114,17 +121,17 @@ func vmCommands(d *deps) *cobra.Command {
 	var patience timeoutFlag
 	stop := verb(d, "stop", "Stop VMs: ask the agent, press the power button, then kill", func(ctx context.Context, ref string) (api.Operation, error) {
 		return d.client.StopVM(ctx, ref, patience.timeout)
-	})
+	}, d.vmNow)
 	patience.add(stop)
 	var force bool
 	remove := verb(d, "delete", "Delete VMs and their disks", func(ctx context.Context, ref string) (api.Operation, error) {
 		return d.client.DeleteVM(ctx, ref, force)
-	})
+	}, func(_ context.Context, vm api.VM) (any, error) { return gone{ID: vm.ID, Name: vm.Name}, nil })
 	remove.Aliases = []string{"rm"}
 	remove.Flags().BoolVarP(&force, "force", "f", false, "whatever their state is")
 	several := []*cobra.Command{
-		verb(d, "start", "Start stopped VMs", d.client.StartVM), stop,
-		verb(d, "kill", "End VMs at once", d.client.KillVM), remove,
+		verb(d, "start", "Start stopped VMs", d.client.StartVM, d.vmNow), stop,
+		verb(d, "kill", "End VMs at once", d.client.KillVM, d.vmNow), remove,
 	}
 	for _, c := range several {
 		c.ValidArgsFunction = d.vms
@@ -157,18 +164,31 @@ func (t *timeoutFlag) add(c *cobra.Command) {
 	}
 }
 
+// gone is what --json says of an object that was removed.
+type gone struct {
+	ID   string `json:"id,omitempty"`
+	Name string `json:"name"`
+}
+
+// vmNow is a VM as it is by now.
+func (d *deps) vmNow(ctx context.Context, vm api.VM) (any, error) {
+	return d.client.VM(context.WithoutCancel(ctx), vm.ID)
+}
+
 // verb is a command that does something to VMs: it asks for all, then waits for all.
-func verb(d *deps, name, short string, begin func(context.Context, string) (api.Operation, error)) *cobra.Command {
+// With --json it prints, in a list, what left says of those to which it was done.
+func verb(d *deps, name, short string, begin func(context.Context, string) (api.Operation, error),
+	left func(context.Context, api.VM) (any, error)) *cobra.Command {
 	c := command(d, name+" VM...", short, "banger vm "+name+" api", cobra.MinimumNArgs(1), func(ctx context.Context, refs []string) error {
 		type begun struct {
-			name string
-			op   api.Operation
-			err  error
+			vm  api.VM
+			op  api.Operation
+			err error
 		}
 		var all []begun
 		for _, ref := range refs {
 			vm, err := d.client.VM(ctx, ref)
-			b := begun{name: vm.Name, err: err}
+			b := begun{vm: vm, err: err}
 			if err == nil {
 				asking, answered := outliving(ctx)
 				b.op, b.err = begin(asking, vm.ID)
@@ -176,21 +196,43 @@ func verb(d *deps, name, short string, begin func(context.Context, string) (api.
 			}
 			all = append(all, b)
 		}
-		var failed failures
-		for _, b := range all {
-			_, err := d.operate(ctx, b.op, b.err)
-			if err == nil {
-				err = d.done(b.name)
+		return each(d, all, func(b begun) (string, any, error) {
+			if _, err := d.operate(ctx, b.op, b.err); err != nil || !d.json {
+				return b.vm.Name, nil, err
 			}
-			if err != nil {
-				failed = append(failed, err)
-			}
-		}
-		if len(failed) == 0 {
-			return nil
-		}
-		return failed
+			v, err := left(ctx, b.vm)
+			return b.vm.Name, v, err
+		})
 	})
+	d.withJSON(c)
 	d.withQuiet(c, "do not print their names")
 	return c
+}
+
+// each does something to all objects, whether or not it can be done to the others,
+// and says to which it was done: their names, or with --json the list of what do has
+// for them.
+func each[T any](d *deps, all []T, do func(T) (string, any, error)) error {
+	var failed failures
+	list := []any{}
+	for _, object := range all {
+		name, v, err := do(object)
+		if err == nil && d.json {
+			list = append(list, v)
+		} else if err == nil {
+			err = d.done(name)
+		}
+		if err != nil {
+			failed = append(failed, err)
+		}
+	}
+	if d.json {
+		if err := d.printJSON(list); err != nil {
+			failed = append(failed, err)
+		}
+	}
+	if len(failed) == 0 {
+		return nil
+	}
+	return failed
 }

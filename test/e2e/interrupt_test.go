@@ -22,6 +22,7 @@ func TestInterrupts(t *testing.T) {
 	t.Run("before the command", func(t *testing.T) { interruptBoot(t, h) })
 	h.Must(t, "vm", "run", "--name", "m")
 	t.Run("at the hand-over", func(t *testing.T) { interruptHandOver(t, h) })
+	t.Run("looking on", func(t *testing.T) { interruptLooking(t, h) })
 	t.Run("daemon hangs", func(t *testing.T) { interruptHung(t, h) })
 	t.Run("daemon hangs under a command", func(t *testing.T) { interruptHungCommand(t, h) })
 	t.Run("daemon hangs under a terminal", func(t *testing.T) { interruptHungTerminal(t, h) })
@@ -88,6 +89,20 @@ func interruptHandOver(t *testing.T, h *hosttest.Host) {
 		byGo := b.ProcessState.Sys().(syscall.WaitStatus).Signaled() // before main began
 		if got := b.ProcessState.ExitCode(); got != 143 && !byGo {
 			t.Errorf("SIGTERM after %v: exit status %d, want 143\n%s", after, got, b.out)
+		}
+	}
+}
+
+// interruptLooking ends what goes on until it is interrupted: that is as it should be,
+// and nothing is said of it.
+func interruptLooking(t *testing.T, h *hosttest.Host) {
+	for _, test := range []struct{ args, shows string }{{"vm logs --follow m", "\n"}, {"vm stats --watch m", "MEMORY"}} {
+		b := begin(t, h, strings.Fields(test.args)...)
+		b.out.await(t, test.shows)
+		b.signal(t, syscall.SIGINT)
+		b.ends(t, 130, "")
+		if strings.Contains(b.out.String(), "banger:") {
+			t.Errorf("%s, interrupted, says %q", test.args, b.out)
 		}
 	}
 }
