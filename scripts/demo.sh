@@ -10,7 +10,11 @@ cd "$(dirname "$0")/.."
 
 # show prints a command, then runs it as root.
 show() {
-  echo "\$ banger $*"
+  if [ "$(id -u)" -eq 0 ]; then
+    echo "# banger $*"
+  else
+    echo "\$ sudo bin/banger $*"
+  fi
   as_root bin/banger "$@" </dev/null
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/config"
 
 	"github.com/spf13/cobra"
 )
@@ -25,16 +27,17 @@ const answerPatience = 15 * time.Second
 
 // connect makes sure that a daemon answers; root starts one where none does.
 func (d *deps) connect(ctx context.Context) error {
-	err := d.answers(ctx)
+	err := d.explain(d.answers(ctx))
 	if err == nil || ctx.Err() != nil || api.CodeOf(err) != api.CodeUnavailable {
 		return err
 	}
 	if os.Geteuid() != 0 {
 		return api.Errorf(api.CodeUnavailable, "no bangerd answers on %s", d.paths.Socket()).
-			WithHint("any command of root's starts it: %s", asRoot("vm list"))
+			WithHint("any command of root's starts it: %s", d.asRoot("vm list"))
 	}
-	if err := startDaemon(ctx); err != nil && api.CodeOf(err) != api.CodeConflict {
-		return err
+	started := d.startDaemon(ctx)
+	if started != nil && api.CodeOf(started) != api.CodeConflict {
+		return started
 	}
 	ctx, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
@@ -47,6 +50,9 @@ func (d *deps) connect(ctx context.Context) error {
 		case <-ctx.Done():
 			if context.Cause(ctx) != context.DeadlineExceeded {
 				return context.Cause(ctx)
+			}
+			if started != nil { // another one has the lock, and does not answer either
+				return started
 			}
 			return api.Errorf(api.CodeUnavailable, "bangerd was started and does not answer on %s", d.paths.Socket()).
 				WithHint("look at %s", filepath.Join(d.paths.State, "bangerd.log"))
@@ -67,15 +73,38 @@ func (d *deps) answers(ctx context.Context) error {
 	return err
 }
 
-// asRoot is the command line that runs banger as root on this installation.
-func asRoot(args string) string {
+// explain says more about what a user without permission can do than the client can.
+func (d *deps) explain(err error) error {
+	e, ok := errors.AsType[*api.Error](err)
+	if !ok || e.Code != api.CodePermissionDenied {
+		return err
+	}
+	group := config.DefaultGroup
+	if c, err := config.Load(d.paths.Config); err == nil { // where the user may read it
+		group = c.Group
+	}
+	join := "sudo usermod --append --groups " + group + " $USER"
+	if info, err := os.Stat(d.paths.Socket()); err == nil && info.Mode().Perm()&0o060 != 0o060 {
+		// The daemon found no group when it started.
+		join = "sudo groupadd --force " + group + " && " + join + " && " + d.asRoot("system stop")
+	}
+	return e.WithHint("as root: %s; or join the group %s and log in again: %s", d.asRoot("..."), group, join)
+}
+
+// asRoot is the command line that runs banger as root on this installation: sudo
+// drops the environment, and looks for programs in directories of its own.
+func (d *deps) asRoot(args string) string {
 	line := "sudo"
-	for _, name := range []string{"BANGER_STATE_DIR", "BANGER_RUN_DIR", "BANGER_CONFIG"} {
-		if value := os.Getenv(name); value != "" {
-			line += " " + name + "=" + value
+	for _, v := range d.paths.Env() {
+		if name, _, _ := strings.Cut(v, "="); os.Getenv(name) != "" {
+			line += " " + v
 		}
 	}
-	return line + " " + os.Args[0] + " " + args
+	program := "banger"
+	if self, err := os.Executable(); err == nil {
+		program = self
+	}
+	return line + " " + program + " " + args
 }
 
 // findDaemon looks beside the own program, in PATH and in /usr/lib/banger.
@@ -96,7 +125,7 @@ func findDaemon() (string, error) {
 
 // startDaemon starts a daemon that outlives this process, and waits until it says
 // that it serves, or why not.
-func startDaemon(ctx context.Context) error {
+func (d *deps) startDaemon(ctx context.Context) error {
 	path, err := findDaemon()
 	if err != nil {
 		return err
@@ -108,12 +137,13 @@ func startDaemon(ctx context.Context) error {
 	defer r.Close()
 	cmd := exec.Command(path, "--ready-fd=3")
 	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), d.paths.Env()...) // absolute, whatever this process was given
 	cmd.ExtraFiles = []*os.File{w}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	w.Close()
 	if err != nil {
-		return api.Errorf(api.CodeUnavailable, "start bangerd: %w", err)
+		return api.Errorf(api.CodeUnavailable, "start bangerd: %w", err).WithHint("put banger and bangerd of one build there")
 	}
 	go cmd.Wait()
 	stop := context.AfterFunc(ctx, func() { r.SetReadDeadline(time.Now()) })
@@ -147,7 +177,7 @@ func systemCommands(d *deps) *cobra.Command {
 		func(ctx context.Context, _ []string) error {
 			s, err := d.client.System(ctx)
 			if err != nil {
-				return err
+				return d.explain(err)
 			}
 			return shown(d, systemKind, s)
 		})
@@ -157,7 +187,7 @@ func systemCommands(d *deps) *cobra.Command {
 		func(ctx context.Context, _ []string) error {
 			s, err := d.client.System(ctx)
 			if err != nil {
-				return err
+				return d.explain(err)
 			}
 			if err := d.client.Shutdown(ctx); err != nil {
 				return err

@@ -44,6 +44,11 @@ func FromEnv() Paths {
 	}
 }
 
+// Env is the environment that names p to FromEnv, wherever a process runs.
+func (p Paths) Env() []string {
+	return []string{"BANGER_STATE_DIR=" + p.State, "BANGER_RUN_DIR=" + p.Run, "BANGER_CONFIG=" + p.Config}
+}
+
 // Socket is where the daemon listens.
 func (p Paths) Socket() string { return filepath.Join(p.Run, "bangerd.sock") }
 
@@ -70,6 +75,10 @@ func (s *Subnet) UnmarshalText(text []byte) error {
 	}
 	return nil
 }
+
+// DefaultGroup is the group whose members may use the daemon where the configuration
+// names none.
+const DefaultGroup = "banger"
 
 // Config is the content of the configuration file. Every key has a default.
 type Config struct {
@@ -101,7 +110,7 @@ type Config struct {
 // Unknown keys are errors.
 func Load(path string) (Config, error) {
 	var c Config
-	c.Group = "banger"
+	c.Group = DefaultGroup
 	c.VM.Image = "debian"
 	c.VM.CPUs = 1
 	c.VM.Memory = 512 << 20
@@ -163,10 +172,15 @@ func where(err error) error {
 	}
 	if bad, ok := errors.AsType[*toml.DecodeError](err); ok {
 		line, _ := bad.Position()
-		if key := strings.Join(bad.Key(), "."); key != "" {
-			return fmt.Errorf("line %d: %s: %w", line, key, err)
+		why := strings.TrimPrefix(err.Error(), "toml: ")
+		// The decoder names the Go type that would do, which is no use to a user.
+		if before, _, ok := strings.Cut(why, " into struct field "); ok {
+			why = strings.Replace(before, "cannot decode TOML", "it cannot be of type", 1)
 		}
-		return fmt.Errorf("line %d: %w", line, err)
+		if key := strings.Join(bad.Key(), "."); key != "" {
+			why = key + ": " + why
+		}
+		return fmt.Errorf("line %d: %s", line, why)
 	}
 	return err
 }

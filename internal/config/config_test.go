@@ -85,7 +85,8 @@ func TestLoadRefuses(t *testing.T) {
 		"negative size":   {"[vm]\nmemory = \"-1G\"", "vm.memory"},
 		"no size":         {"[vm]\nroot_size = \"0\"", "vm.root_size is 0"},
 		"no CPU":          {"[vm]\ncpus = 0", "vm.cpus is 0"},
-		"wrong type":      {"group = 4", "line 1: group"},
+		"wrong type":      {"group = 4", "line 1: group: it cannot be of type integer"},
+		"no table":        {"vm = 4", "line 1: vm: it cannot be of type integer"},
 		"no TOML":         {"group = \"a\"\n<xml/>", "line 2: "},
 		"said twice":      {"group = \"a\"\ngroup = \"b\"", "line 2: "},
 		"not UTF-8":       {"group = \"\xff\"", "line 1: "},
@@ -110,6 +111,9 @@ func check(t *testing.T, err error, words ...string) {
 	e := api.AsError(err)
 	if e == nil || e.Code != api.CodeInvalid || e.Hint == "" || strings.Contains(e.Message, "\n") {
 		t.Fatalf("got %#v, want invalid on one line, with a hint", e)
+	}
+	if strings.Contains(e.Message, "struct") || strings.Contains(e.Message, "config.Config") {
+		t.Errorf("%q tells a user about Go", e.Message)
 	}
 	for _, w := range words {
 		if !strings.Contains(e.Message, w) {

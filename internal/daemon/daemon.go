@@ -13,7 +13,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"banger/api"
@@ -166,15 +168,38 @@ func prepare(paths config.Paths) (*os.File, error) {
 		paths.Run, filepath.Join(paths.Run, "vm"),
 	} {
 		if err := os.MkdirAll(dir, 0o711); err != nil {
-			return nil, fmt.Errorf("create directory: %w", err)
+			return nil, noDirectory(paths, err)
 		}
 	}
-	lock, holder, err := linux.Lock(filepath.Join(paths.State, "lock"))
+	lock, holder, err := linux.Lock(filepath.Join(paths.State, "lock"), fmt.Sprintf("%d\n%s\n", os.Getpid(), paths.Run))
 	if errors.Is(err, linux.ErrLocked) {
-		return nil, api.Errorf(api.CodeConflict, "start bangerd: process %d serves %s already", holder, paths.State).
-			WithHint("banger system status")
+		return nil, served(paths, holder)
 	}
-	return lock, err
+	if err != nil {
+		return nil, noDirectory(paths, err)
+	}
+	return lock, nil
+}
+
+// noDirectory is the error for directories in which the daemon cannot keep its things.
+func noDirectory(paths config.Paths, err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return api.Errorf(api.CodeNoSpace, "start bangerd: %w", err).WithHint("free space for %s and %s", paths.State, paths.Run)
+	}
+	return api.Errorf(api.CodeUnavailable, "start bangerd: %w", err).
+		WithHint("bangerd needs directories that it may write to; BANGER_STATE_DIR (%s) and BANGER_RUN_DIR (%s) name them", paths.State, paths.Run)
+}
+
+// served is the error for a state directory whose lock is held by the daemon that
+// wrote holder into it. Only who has the same run directory will find that daemon.
+func served(paths config.Paths, holder string) error {
+	pid, run, _ := strings.Cut(strings.TrimSpace(holder), "\n")
+	if run != "" && run != paths.Run {
+		return api.Errorf(api.CodeUnavailable, "start bangerd: process %s serves %s already, on %s", pid, paths.State, run).
+			WithHint("BANGER_RUN_DIR=%s, or another BANGER_STATE_DIR for an installation of its own", run)
+	}
+	return api.Errorf(api.CodeConflict, "start bangerd: process %s serves %s already", pid, paths.State).
+		WithHint("banger system status; if it does not answer: kill %s, VMs survive that", pid)
 }
 
 // openLog opens the daemon's log; a long one is set aside, once.

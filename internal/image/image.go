@@ -122,7 +122,7 @@ func (m *Manager) Get(ctx context.Context, caller uint32, name string) (Image, e
 	switch len(named) {
 	case 0:
 		return Image{}, api.Errorf(api.CodeNotFound, "image %q: no such image", name).Missing("image", name).
-			WithHint("banger image ls lists them, banger image import makes one of a tar archive, banger image bootstrap makes one of the host's distribution")
+			WithHint("banger image list lists them, banger image import makes one of a tar archive, banger image bootstrap makes one of the host's distribution")
 	case 1:
 		return named[0], nil
 	}

@@ -8,10 +8,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -84,31 +84,30 @@ func PeerCred(c net.Conn) (uid, gid uint32, pid int32, err error) {
 var ErrLocked = errors.New("locked")
 
 // Lock takes the lock file at path, for as long as the process lives or the file is
-// open, and writes the own pid into it. When another process has it, holder is that
-// process's id; flock(2).
-func Lock(path string) (f *os.File, holder int, err error) {
+// open, and writes into it who has it. When another process has it, holder is what
+// that one wrote, which may still be empty; flock(2).
+func Lock(path, self string) (f *os.File, holder string, err error) {
 	f, err = os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
-		return nil, 0, err
+		return nil, "", err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		text, _ := os.ReadFile(path)
-		holder, _ = strconv.Atoi(strings.TrimSpace(string(text)))
+		text, _ := io.ReadAll(io.LimitReader(f, 4<<10))
 		f.Close()
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			err = ErrLocked
 		}
-		return nil, holder, fmt.Errorf("lock %s: %w", path, err)
+		return nil, string(text), fmt.Errorf("lock %s: %w", path, err)
 	}
 	err = f.Truncate(0)
 	if err == nil {
-		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
+		_, err = f.WriteAt([]byte(self), 0)
 	}
 	if err != nil {
 		f.Close()
-		return nil, 0, fmt.Errorf("lock %s: %w", path, err)
+		return nil, "", fmt.Errorf("lock %s: %w", path, err)
 	}
-	return f, 0, nil
+	return f, "", nil
 }
 
 // LimitFileSize bounds the size of the files that a process writes, in bytes, by its

@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -78,16 +77,16 @@ func TestUnixSocketAtLongPath(t *testing.T) {
 
 func TestLock(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "lock")
-	f, _, err := linux.Lock(path)
+	f, _, err := linux.Lock(path, "the first")
 	if err != nil {
 		t.Fatal(err)
 	}
 	// A lock belongs to the open file, so that a second one in this process will do.
-	if _, holder, err := linux.Lock(path); !errors.Is(err, linux.ErrLocked) || holder != os.Getpid() {
-		t.Errorf("a second Lock: holder %d, %v", holder, err)
+	if _, holder, err := linux.Lock(path, "the second"); !errors.Is(err, linux.ErrLocked) || holder != "the first" {
+		t.Errorf("a second Lock: holder %q, %v", holder, err)
 	}
 	f.Close()
-	g, _, err := linux.Lock(path)
+	g, _, err := linux.Lock(path, "the third")
 	if err != nil {
 		t.Fatal("after the release:", err)
 	}
@@ -178,12 +177,12 @@ func TestLockSurvivesGarbage(t *testing.T) {
 	if err := os.WriteFile(path, []byte(strings.Repeat("9", 50)), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	f, _, err := linux.Lock(path)
+	f, _, err := linux.Lock(path, "self")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	if text, err := os.ReadFile(path); err != nil || string(text) != strconv.Itoa(os.Getpid())+"\n" {
+	if text, err := os.ReadFile(path); err != nil || string(text) != "self" {
 		t.Errorf("the lock file says %q, %v", text, err)
 	}
 }

@@ -191,9 +191,48 @@ func TestBadHost(t *testing.T) {
 		}
 		cmd := exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", program, "vm", "list")
 		cmd.Env = asRoot.Env
-		refused{args: cmd.Args, exit: exitDenied, error: "permission|bangerd.sock", hint: "sudo|group|root"}.
+		refused{args: cmd.Args, exit: exitDenied, error: "bangerd.sock: permission denied",
+			// There is no group banger, so that it is to be made first.
+			hint: "as root: sudo BANGER_STATE_DIR=.* " + regexp.QuoteMeta(program) + ".*groupadd --force banger && sudo usermod .*system stop"}.
 			says(t, hosttest.Run(t, cmd, ""))
 	})
+}
+
+// TestBadDirectories starts daemons where they cannot keep their things.
+func TestBadDirectories(t *testing.T) {
+	h := hosttest.New(t)
+	file := filepath.Join(filepath.Dir(h.Paths.State), "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	list := func(env ...string) *exec.Cmd {
+		cmd := h.Command(t.Context(), "vm", "list")
+		cmd.Env = append(cmd.Env, env...)
+		return cmd
+	}
+	says := func(r refused, cmd *exec.Cmd) {
+		t.Helper()
+		r.args = cmd.Args
+		r.says(t, hosttest.Run(t, cmd, ""))
+	}
+	for _, env := range []string{"BANGER_STATE_DIR=" + file, "BANGER_RUN_DIR=" + file, "BANGER_STATE_DIR=/proc/none", "BANGER_RUN_DIR=" + file + "/x"} {
+		name, dir, _ := strings.Cut(env, "=")
+		says(refused{exit: exitUnavailable, error: "start bangerd: mkdir", hint: name + ` \(` + dir + `\)`}, list(env))
+	}
+	tiny := filepath.Join(filepath.Dir(h.Paths.State), "tiny")
+	hosttest.MountTmpfs(t, tiny, "4k")
+	says(refused{exit: exitNoSpace, error: "full|no space", hint: "free space"}, list("BANGER_STATE_DIR="+tiny))
+
+	// A relative directory is that of the command line, not of the daemon.
+	relative := list("BANGER_STATE_DIR=state", "BANGER_RUN_DIR=run")
+	relative.Dir = filepath.Dir(h.Paths.State)
+	if r := hosttest.Run(t, relative, ""); r.Exit != 0 || h.DaemonPID() == 0 {
+		t.Errorf("relative directories: exit status %d, daemon %d\n%s", r.Exit, h.DaemonPID(), r.Stderr)
+	}
+	// Another run directory does not show the daemon that has the state directory.
+	says(refused{exit: exitUnavailable, error: "process [0-9]+ serves " + h.Paths.State + " already, on " + h.Paths.Run,
+		hint: "BANGER_RUN_DIR=" + h.Paths.Run}, list("BANGER_RUN_DIR="+h.Paths.Run+"2"))
+	h.StopDaemon(t)
 }
 
 // archive makes a tar archive of entries; a file's content is noise, which takes room.
