@@ -106,6 +106,7 @@ type request struct {
 	query  url.Values
 	header http.Header
 	body   io.Reader
+	length int64 // of the body, where it is known
 }
 
 func (r request) String() string { return r.method + " " + strings.Join(r.path, "/") }
@@ -143,6 +144,9 @@ func (c *Client) send(ctx context.Context, r request) (*http.Response, error) {
 	}
 	if r.header != nil {
 		req.Header = r.header
+	}
+	if r.length > 0 {
+		req.ContentLength = r.length
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
@@ -211,11 +215,15 @@ func get[T any](ctx context.Context, c *Client, path ...string) (T, error) {
 	return out, err
 }
 
-// upload sends a stream. The daemon may refuse it before it is sent.
+// upload sends a stream, with its length where it has a method Len that tells, as
+// bytes.Reader does. The daemon may refuse it before it is sent.
 func upload[T any](ctx context.Context, c *Client, body io.Reader, path ...string) (T, error) {
 	var out T
 	r := request{method: http.MethodPut, path: path, body: io.NopCloser(body),
 		header: http.Header{"Content-Type": {"application/octet-stream"}, "Expect": {"100-continue"}}}
+	if l, ok := body.(interface{ Len() int }); ok {
+		r.length = int64(l.Len())
+	}
 	err := c.call(ctx, r, nil, &out)
 	return out, err
 }

@@ -11,17 +11,6 @@ import (
 	"banger/api"
 )
 
-// System describes the daemon.
-func (c *Client) System(ctx context.Context) (api.System, error) {
-	return get[api.System](ctx, c, "system")
-}
-
-// Shutdown stops the daemon; VMs run on. It returns when the daemon has agreed,
-// which is before it has ended. Only root may do that.
-func (c *Client) Shutdown(ctx context.Context) error {
-	return c.call(ctx, request{method: http.MethodPost, path: []string{"system", "shutdown"}}, nil, nil)
-}
-
 // CreateVM makes a VM. The VM returned is as it is at the beginning; it is there
 // to use when the operation has succeeded (see Wait).
 func (c *Client) CreateVM(ctx context.Context, req api.CreateVM) (api.VM, api.Operation, error) {

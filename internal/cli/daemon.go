@@ -211,5 +211,5 @@ func systemCommands(d *deps) *cobra.Command {
 	for _, c := range []*cobra.Command{status, stop} {
 		c.ValidArgsFunction = cobra.NoFileCompletions
 	}
-	return group("system", "Look at the daemon", "banger system status", status, stop)
+	return group("system", "Look at the daemon and its disk, and tidy up", "banger system df", status, stop, dfCommand(d), pruneCommand(d))
 }

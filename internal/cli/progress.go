@@ -138,6 +138,9 @@ type counter struct {
 	read  int64
 }
 
+// Len is how much is to come, 0 where that is not known.
+func (c *counter) Len() int { return int(max(0, c.total-c.read)) }
+
 func (c *counter) Read(b []byte) (int, error) {
 	if c.read == 0 {
 		c.line.report(api.Progress{Step: c.step})

@@ -62,6 +62,26 @@ func (s *Size) UnmarshalText(text []byte) error {
 	return err
 }
 
+// Reserve is a number of bytes, or DefaultReserve.
+type Reserve int64
+
+// DefaultReserve, written as "", leaves the number to who keeps the reserve.
+const DefaultReserve Reserve = -1
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (r *Reserve) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		*r = DefaultReserve
+		return nil
+	}
+	n, err := units.RAMInBytes(string(text))
+	if err == nil && n < 0 {
+		err = fmt.Errorf("storage.reserve is %d; it must not be less than 0", n)
+	}
+	*r = Reserve(n)
+	return err
+}
+
 // Subnet is an IPv4 prefix that has room for hosts, such as 10.61.0.0/20.
 type Subnet struct{ netip.Prefix }
 
@@ -101,6 +121,9 @@ type Config struct {
 		MaxSize    Size  `toml:"max_size"`
 		MaxEntries int64 `toml:"max_entries"`
 	} `toml:"image"`
+	Storage struct {
+		Reserve Reserve `toml:"reserve"` // what stays free of the state directory's file system
+	} `toml:"storage"`
 	QEMU struct {
 		Binary string `toml:"binary"`
 	} `toml:"qemu"`
@@ -118,6 +141,7 @@ func Load(path string) (Config, error) {
 	c.VM.DiskSize = 10 << 30
 	c.VM.Network = string(api.NetworkBridge)
 	c.VM.NAT = true
+	c.Storage.Reserve = DefaultReserve
 	c.Image.MaxSize = 20 << 30
 	c.Image.MaxEntries = 2_000_000
 	text, err := os.ReadFile(path)

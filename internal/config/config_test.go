@@ -25,6 +25,7 @@ func defaults() Config {
 	c.VM.Image, c.VM.CPUs, c.VM.Memory, c.VM.RootSize, c.VM.DiskSize = "debian", 1, 512<<20, 10<<30, 10<<30
 	c.VM.Network, c.VM.NAT = "bridge", true
 	c.Image.MaxSize, c.Image.MaxEntries = 20<<30, 2_000_000
+	c.Storage.Reserve = DefaultReserve
 	return c
 }
 
@@ -39,6 +40,7 @@ func TestLoad(t *testing.T) {
 	every.Network.Resolvers = []netip.Addr{netip.MustParseAddr("192.168.178.1")}
 	every.Image.MaxSize, every.Image.MaxEntries = 2<<40, 12
 	every.QEMU.Binary = "/opt/qemu"
+	every.Storage.Reserve = 3 << 30
 	for name, tc := range map[string]struct {
 		path string
 		want Config
@@ -62,6 +64,8 @@ func TestLoad(t *testing.T) {
 			[image]
 			max_size = "2TiB"
 			max_entries = 12
+			[storage]
+			reserve = "3G"
 			[qemu]
 			binary = "/opt/qemu"`), every},
 	} {
@@ -91,6 +95,7 @@ func TestLoadRefuses(t *testing.T) {
 		"said twice":      {"group = \"a\"\ngroup = \"b\"", "line 2: "},
 		"not UTF-8":       {"group = \"\xff\"", "line 1: "},
 		"huge number":     {"[image]\nmax_entries = 99999999999999999999", "line 2: "},
+		"negative room":   {"[storage]\nreserve = \"-1G\"", "storage.reserve"},
 		"negative number": {"[image]\nmax_entries = -1", "image.max_entries is -1"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -31,7 +31,9 @@ import (
 	"banger/internal/operation"
 	"banger/internal/resource"
 	"banger/internal/server"
+	"banger/internal/space"
 	"banger/internal/store"
+	"banger/internal/usage"
 	"banger/internal/vm"
 	"banger/internal/vmm"
 	"banger/internal/vmm/qemu"
@@ -100,8 +102,9 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	if err != nil {
 		return err
 	}
-	images := image.New(image.Config{Ledger: ledger, Dirs: dirs, Store: db, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries})
-	kernels := kernel.New(kernel.Config{Ledger: ledger, Dirs: dirs, Store: db, Agent: agent})
+	room := space.Room{Dir: paths.State, Reserve: int64(cfg.Storage.Reserve)}
+	images := image.New(image.Config{Ledger: ledger, Dirs: dirs, Store: db, Room: room, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries})
+	kernels := kernel.New(kernel.Config{Ledger: ledger, Dirs: dirs, Store: db, Room: room, Agent: agent})
 	operations := operation.NewRegistry()
 	net := network.New(network.Config{
 		Installation: id.ID, Ledger: ledger, Settings: db, Subnet: cfg.Network.Subnet.Prefix, Allow: cfg.Network.Allow,
@@ -109,7 +112,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	})
 	vms := vm.New(vm.Config{
 		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works, Network: net,
-		Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, StateDir: paths.State, Log: log,
+		Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, Room: room, StateDir: paths.State, Log: log,
 		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT},
 	})
 	if minted {
@@ -141,11 +144,14 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	if err != nil {
 		return err
 	}
+	used := usage.New(usage.Config{
+		StateDir: paths.State, Room: room, Images: images, Kernels: kernels, VMs: vms, Caches: []usage.Cache{uppers, works},
+	})
 	system := api.System{
 		Version: version, Installation: id.ID, PID: os.Getpid(), Started: time.Now(), StateDir: paths.State, RunDir: paths.Run,
 	}
 	handler := server.New(server.Config{
-		VMs: vms, Images: images, Kernels: kernels, Operations: operations, Log: log, Shutdown: shutdown,
+		VMs: vms, Images: images, Kernels: kernels, Usage: used, Operations: operations, Log: log, Shutdown: shutdown,
 		System: func() api.System { return system },
 	})
 	keeping.Go(func() { keep(ctx, ledger, sources, log) })

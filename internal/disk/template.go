@@ -17,6 +17,7 @@ import (
 	"banger/api"
 	"banger/internal/failpoint"
 	"banger/internal/linux"
+	"banger/internal/space"
 )
 
 // keptTemplates is how many empty file systems are kept for the next disk of their size.
@@ -128,7 +129,7 @@ func lookMke2fs() (string, error) {
 
 func diskError(path string, err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return api.Errorf(api.CodeNoSpace, "create disk %s: %w", path, err).WithHint("remove VMs or images that are not needed")
+		return api.Errorf(api.CodeNoSpace, "create disk %s: %w", path, err).WithHint("%s", space.Hint)
 	}
 	return fmt.Errorf("create disk %s: %w", path, err)
 }

@@ -16,6 +16,7 @@ import (
 
 	"banger/api"
 	"banger/internal/resource"
+	"banger/internal/space"
 )
 
 const (
@@ -62,6 +63,7 @@ type Config struct {
 	Ledger     *resource.Ledger
 	Dirs       *resource.Dir // the kind "dir", rooted in the state directory
 	Store      Store
+	Room       space.Room
 	MaxSize    int64 // bytes of content in an archive; 20 GiB where it is 0
 	MaxEntries int64 // entries of an archive; 2,000,000 where it is 0
 }

@@ -24,6 +24,7 @@ import (
 	"banger/internal/intake"
 	"banger/internal/linux"
 	"banger/internal/resource"
+	"banger/internal/space"
 )
 
 const (
@@ -49,6 +50,9 @@ func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Re
 		return Image{}, importError(name, err)
 	}
 	defer done()
+	if err := m.Room.Admit(fmt.Sprintf("import image %q", name), intake.Known(r)); err != nil {
+		return Image{}, err
+	}
 	dir := "layers/" + resource.RandomName(8)
 	if _, err := m.Ledger.Acquire(ctx, layerOwner(dir), dirKind, dir, nil); err != nil {
 		return Image{}, importError(name, err)
@@ -140,7 +144,7 @@ func (m *Manager) writeLayer(ctx context.Context, dir string, r io.Reader, repor
 	}
 	defer plain.Close()
 	f.src.r = plain
-	if err := convert(f, &sparseWriter{f: out}, 2*m.MaxSize+maxOverhead); err != nil {
+	if err := convert(f, &sparseWriter{f: out, room: m.Room}, 2*m.MaxSize+maxOverhead); err != nil {
 		return Layer{}, 0, err
 	}
 	if err := failpoint.Pass("layer", "written"); err != nil {
@@ -243,8 +247,13 @@ func (s *source) Read(p []byte) (int, error) {
 // has written.
 type sparseWriter struct {
 	f       *os.File
+	room    space.Room
 	at, end int64
+	since   int64 // bytes written since the last look at the room
 }
+
+// roomStep is how much is written between two looks at the room, in bytes.
+const roomStep = 16 << 20
 
 func (w *sparseWriter) Write(p []byte) (n int, err error) {
 	for len(p) > 0 {
@@ -259,6 +268,12 @@ func (w *sparseWriter) Write(p []byte) (n int, err error) {
 			}
 			if _, err := w.f.WriteAt(part, w.at); err != nil {
 				return n, err
+			}
+			if w.since += int64(len(part)); w.since >= roomStep {
+				w.since = 0
+				if err := w.room.Admit("write layer", roomStep); err != nil {
+					return n, err
+				}
 			}
 		}
 		w.at += int64(len(part))
@@ -293,13 +308,13 @@ var zeroBlock [blockSize]byte
 func isZero(p []byte) bool { return bytes.Equal(p, zeroBlock[:len(p)]) }
 
 func isNoSpace(err error) bool {
-	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || err != nil && api.CodeOf(err) == api.CodeNoSpace
 }
 
 // importError says what was imported, and gives full disks their code.
 func importError(name string, err error) error {
 	if isNoSpace(err) {
-		return api.Errorf(api.CodeNoSpace, "import image %q: %w", name, err).WithHint("remove images or VMs that are not needed")
+		return api.Errorf(api.CodeNoSpace, "import image %q: %w", name, err).WithHint("%s", space.Hint)
 	}
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		if e.Code == api.CodeAlreadyExists {

@@ -18,3 +18,12 @@ func UntilDone(ctx context.Context, r io.Reader) io.ReadCloser {
 	}()
 	return pr
 }
+
+// Known returns how many bytes r will give where it says so, as bytes.Reader does by
+// its method Len, else 0.
+func Known(r io.Reader) int64 {
+	if l, ok := r.(interface{ Len() int }); ok {
+		return int64(l.Len())
+	}
+	return 0
+}

@@ -24,6 +24,7 @@ import (
 	"banger/internal/intake"
 	"banger/internal/linux"
 	"banger/internal/resource"
+	"banger/internal/space"
 
 	"github.com/google/renameio/v2"
 )
@@ -49,6 +50,7 @@ type Config struct {
 	Ledger *resource.Ledger
 	Dirs   *resource.Dir
 	Store  Store
+	Room   space.Room
 	Agent  []byte // the agent's program
 }
 
@@ -73,6 +75,10 @@ const (
 
 	// importPatience bounds the making of a bundle of a package, its arrival included.
 	importPatience = 20 * time.Minute
+
+	// buildSpace is what a bundle and the making of it take at least, in bytes: that of
+	// Debian's kernel for virtual machines, which is a small one.
+	buildSpace = 256 << 20
 
 	// keptInitramfs is how many initramfs a bundle keeps, for daemons of other versions.
 	keptInitramfs = 3
@@ -105,6 +111,9 @@ func (m *Manager) Import(ctx context.Context, name string, r io.Reader, report a
 func (m *Manager) build(ctx context.Context, name, source string, report api.Reporter, open func(ctx context.Context, dir string) ([]io.ReadCloser, error)) (k Kernel, err error) {
 	ctx, cancel := context.WithTimeout(ctx, importPatience)
 	defer cancel()
+	if err := m.Room.Admit(fmt.Sprintf("import kernel %q", name), buildSpace); err != nil {
+		return Kernel{}, err
+	}
 	id := resource.RandomName(6)
 	ref, err := m.Ledger.Acquire(ctx, "kernel/"+id, dirKind, "kernels/"+id, nil)
 	if err != nil {
@@ -164,7 +173,7 @@ func explain(ctx context.Context, name string, err error) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("import kernel %q: %w", name, context.Cause(ctx))
 	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
-		return api.Errorf(api.CodeNoSpace, "import kernel %q: %w", name, err).WithHint("remove images, kernels or VMs that are not needed")
+		return api.Errorf(api.CodeNoSpace, "import kernel %q: %w", name, err).WithHint("%s", space.Hint)
 	}
 	return err
 }
@@ -301,7 +310,7 @@ func (m *Manager) Boot(ctx context.Context, name string) (Boot, error) {
 	dir := m.Dirs.Path(k.Dir)
 	b := Boot{
 		Vmlinux:   filepath.Join(dir, "vmlinux"),
-		Initramfs: filepath.Join(dir, "initramfs-"+m.agentHash+".cpio"),
+		Initramfs: filepath.Join(dir, m.initramfs()),
 		Modules:   filepath.Join(dir, "modules.ext4"),
 	}
 	if _, err := os.Stat(b.Initramfs); err == nil {

@@ -181,6 +181,15 @@ func (l *Ledger) Finish(ctx context.Context, owner string) error {
 	return l.release(ctx, owner, func(r Ref) bool { return r.State != Held })
 }
 
+// Rows returns all rows, in order of acquisition.
+func (l *Ledger) Rows(ctx context.Context) ([]Ref, error) {
+	refs, err := l.store.Resources(ctx, "")
+	if err != nil {
+		return nil, fmt.Errorf("ledger: list resources: %w", err)
+	}
+	return refs, nil
+}
+
 // Held returns what is held on behalf of owner, in order of acquisition.
 func (l *Ledger) Held(ctx context.Context, owner string) ([]Ref, error) {
 	refs, err := l.store.Resources(ctx, owner)

@@ -208,6 +208,19 @@ func (kernels) Get(_ context.Context, name string) (kernel.Kernel, error) {
 }
 func (kernels) Remove(context.Context, string) error { return errors.New("disk on fire") }
 
+type disks struct{}
+
+func (disks) DiskUsage(_ context.Context, caller uint32) (api.DiskUsage, error) {
+	return api.DiskUsage{Total: int64(caller)}, nil
+}
+
+func (disks) Prune(_ context.Context, caller uint32, req api.Prune) (api.Pruned, error) {
+	if req.Lost && caller != 0 {
+		return api.Pruned{}, api.Errorf(api.CodePermissionDenied, "prune: no")
+	}
+	return api.Pruned{Items: []api.PrunedItem{{Kind: "cache", Name: "c", Error: &api.Error{Code: api.CodeInternal, Message: "disk on fire"}}}}, nil
+}
+
 // daemon is a server on a socket, which callers reach as the user uid.
 type daemon struct {
 	*client.Client
@@ -228,7 +241,7 @@ func newDaemon(t *testing.T, uid uint32) *daemon {
 		}
 	})
 	d.vms = &vms{ops: ops, leased: make(chan bool, 2)}
-	d.handler = New(Config{VMs: d.vms, Images: images{}, Kernels: kernels{}, Operations: ops,
+	d.handler = New(Config{VMs: d.vms, Images: images{}, Kernels: kernels{}, Usage: disks{}, Operations: ops,
 		System:   func() api.System { return api.System{Version: "test"} },
 		Shutdown: func() { d.shutdown <- struct{}{} },
 		Log:      slog.New(slog.DiscardHandler)})

@@ -71,11 +71,18 @@ type Kernels interface {
 	Remove(ctx context.Context, name string) error
 }
 
+// Usage is what the server needs of package usage.
+type Usage interface {
+	DiskUsage(ctx context.Context, caller uint32) (api.DiskUsage, error)
+	Prune(ctx context.Context, caller uint32, req api.Prune) (api.Pruned, error)
+}
+
 // Config is what the handler is made of; every field is needed.
 type Config struct {
 	VMs        VMs
 	Images     Images
 	Kernels    Kernels
+	Usage      Usage
 	Operations *operation.Registry
 	System     func() api.System
 	Shutdown   func() // asks the daemon to end; must not wait for it
@@ -100,6 +107,7 @@ func (s *server) register(mux humago.Mux) *huma.OpenAPI {
 	adaptHuma()
 	routes := humago.New(mux, newDocument())
 	s.systemRoutes(routes)
+	s.usageRoutes(routes)
 	s.vmRoutes(routes)
 	s.sshRoutes(routes)
 	s.guestRoutes(routes)

@@ -289,7 +289,7 @@ func (s *server) proxy(w http.ResponseWriter, r *http.Request, what, path, proto
 func (s *server) importImage(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := streaming(r)
 	defer cancel()
-	img, err := s.Images.Import(ctx, caller(ctx), r.PathValue("name"), patient(w, r.Body), func(api.Progress) {})
+	img, err := s.Images.Import(ctx, caller(ctx), r.PathValue("name"), announced{patient(w, r.Body), r.ContentLength}, func(api.Progress) {})
 	s.created(w, imageOut(img), err)
 }
 
@@ -304,6 +304,15 @@ func (s *server) importKernel(w http.ResponseWriter, r *http.Request) {
 	k, err := s.Kernels.Import(ctx, name, patient(w, r.Body), func(api.Progress) {})
 	s.created(w, kernelOut(k), err)
 }
+
+// announced is a body whose length its sender has said, or -1.
+type announced struct {
+	io.Reader
+	n int64
+}
+
+// Len implements what intake.Known asks for.
+func (a announced) Len() int { return int(max(0, a.n)) }
 
 // patient reads a body that may be slow but has to go on: every read has uploadPause.
 func patient(w http.ResponseWriter, body io.Reader) io.Reader {

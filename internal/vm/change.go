@@ -45,6 +45,11 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 				rec.Name, d.what, d.has>>20, d.get>>20).WithHint("make a new VM with a smaller one and copy what you need")
 		}
 	}
+	if more := disk.Overhead(root-rec.RootSize) + disk.Overhead(work-rec.DiskSize); more > 0 {
+		if err := s.room.Admit(fmt.Sprintf("change VM %q", rec.Name), more); err != nil {
+			return rec, err
+		}
+	}
 	if to.NAT != rec.NAT && rec.Network == api.NetworkNone {
 		return rec, api.Errorf(api.CodeConflict, "change VM %q: it is not on the network, so there is no NAT to change", rec.Name)
 	}

@@ -19,6 +19,7 @@ import (
 	"banger/internal/network"
 	"banger/internal/operation"
 	"banger/internal/resource"
+	"banger/internal/space"
 	"banger/internal/vmm"
 )
 
@@ -37,6 +38,7 @@ type Config struct {
 	Network    *network.Network
 	Driver     vmm.Driver
 	Operations *operation.Registry
+	Room       space.Room // for the disks
 	StateDir   string
 	Defaults   api.CreateVM
 	Log        *slog.Logger
@@ -54,6 +56,7 @@ type Service struct {
 	works    *disk.Disks
 	driver   vmm.Driver
 	ops      *operation.Registry
+	room     space.Room
 	stateDir string
 	defaults api.CreateVM
 	log      *slog.Logger
@@ -72,7 +75,7 @@ func New(c Config) *Service {
 	s := &Service{
 		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups,
 		uppers: c.Uppers, works: c.Works, driver: c.Driver,
-		ops: c.Operations, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
+		ops: c.Operations, room: c.Room, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
 	}
 	s.capabilities = []capability{
 		personality{}, workDisk{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
@@ -295,6 +298,10 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 		return Record{}, err
 	}
 	if err := validate(fmt.Sprintf("create VM %q", r.Name), r, total); err != nil {
+		return Record{}, err
+	}
+	need := disk.Overhead(r.RootSize) + disk.Overhead(diskSize) + consoleMax
+	if err := s.room.Admit(fmt.Sprintf("create VM %q", r.Name), need); err != nil {
 		return Record{}, err
 	}
 	imageID, err := s.assets.Image(ctx, caller, r.Image)

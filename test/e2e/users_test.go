@@ -64,6 +64,8 @@ func TestUsers(t *testing.T) {
 		{one, []string{"vm", "start", "roots"}, api.CodeNotFound},
 		{one, []string{"vm", "exec", "roots", "--", "true"}, api.CodeNotFound},
 		{one, []string{"vm", "logs", "roots"}, api.CodeNotFound},
+		{one, []string{"system", "df"}, ""},
+		{one, []string{"system", "prune", "--force", "--lost"}, api.CodePermissionDenied},
 		{one, []string{"vm", "delete", "--force", "roots"}, api.CodeNotFound},
 		{other, []string{"vm", "show", "theirs"}, api.CodeNotFound},
 		{other, []string{"vm", "delete", "--force", "theirs"}, api.CodeNotFound},

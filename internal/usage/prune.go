@@ -1,0 +1,136 @@
+package usage
+
+import (
+	"context"
+	"slices"
+
+	"banger/api"
+	"banger/internal/image"
+	"banger/internal/space"
+)
+
+// Prune removes what nobody needs, as far as it is the caller's to remove, and goes on
+// where one thing cannot be removed.
+func (s *Service) Prune(ctx context.Context, caller uint32, req api.Prune) (api.Pruned, error) {
+	out := api.Pruned{Items: []api.PrunedItem{}}
+	if req.Lost && caller != rootUID {
+		return out, api.Errorf(api.CodePermissionDenied, "prune what was set aside: only root may do that").WithHint("use sudo")
+	}
+	items, err := s.garbage(ctx, caller, req)
+	if err != nil {
+		return out, err
+	}
+	count := space.NewCounter()
+	for _, item := range items {
+		p := api.PrunedItem{Kind: item.Kind, Name: item.Name}
+		for _, path := range item.Paths {
+			n, err := count.Bytes(path)
+			if err != nil {
+				return out, err
+			}
+			p.Size += n
+		}
+		if !req.DryRun {
+			if err := item.Remove(ctx); err != nil {
+				p.Error = api.AsError(err)
+			}
+		}
+		if p.Error == nil {
+			out.Size += p.Size
+		}
+		out.Items = append(out.Items, p)
+	}
+	return out, nil
+}
+
+// garbage lists what there is to remove, in the order in which to do it.
+func (s *Service) garbage(ctx context.Context, caller uint32, req api.Prune) ([]space.Item, error) {
+	used, err := s.users(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var items []space.Item
+	if req.All {
+		if items, err = s.unusedImages(ctx, caller, used); err != nil {
+			return nil, err
+		}
+	}
+	if caller != rootUID {
+		return items, nil
+	}
+	layers, err := s.Images.Unused(ctx)
+	if err != nil {
+		return nil, err
+	}
+	kernels, err := s.garbageOfKernels(ctx, req, used)
+	if err != nil {
+		return nil, err
+	}
+	caches, err := s.caches()
+	if err != nil {
+		return nil, err
+	}
+	items = slices.Concat(items, layers, kernels, caches)
+	if req.Lost {
+		lost, err := s.lost()
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, lost...)
+	}
+	return items, nil
+}
+
+// unusedImages are the caller's, all for root, of which there is no VM. The first of
+// those that share a layer which nothing else has is said to be what it takes.
+func (s *Service) unusedImages(ctx context.Context, caller uint32, used users) ([]space.Item, error) {
+	all, err := s.Images.List(ctx, rootUID)
+	if err != nil {
+		return nil, err
+	}
+	goes := func(i image.Image) bool { return !used.images[i.ID] && (caller == rootUID || caller == i.Owner) }
+	stays := map[string]bool{} // layers
+	for _, i := range all {
+		for _, l := range i.Layers {
+			stays[l.Digest] = stays[l.Digest] || !goes(i)
+		}
+	}
+	var items []space.Item
+	for _, i := range all {
+		if !goes(i) {
+			continue
+		}
+		name := nameFor(caller, i)
+		item := space.Item{Kind: "image", Name: name, Remove: func(ctx context.Context) error { return s.Images.Remove(ctx, caller, name) }}
+		for _, l := range i.Layers {
+			if !stays[l.Digest] {
+				item.Paths = append(item.Paths, s.Images.Dir(l))
+			}
+		}
+		items = append(items, item)
+	}
+	return items, nil
+}
+
+// garbageOfKernels are kernels that nothing boots, where all is to go, and what the
+// others have of other versions.
+func (s *Service) garbageOfKernels(ctx context.Context, req api.Prune, used users) ([]space.Item, error) {
+	all, err := s.Kernels.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var items []space.Item
+	for _, k := range all {
+		if req.All && !k.Default && !used.kernels[k.Name] {
+			items = append(items, space.Item{Kind: "kernel", Name: k.Name, Paths: []string{s.Kernels.Dir(k)},
+				Remove: func(ctx context.Context) error { return s.Kernels.Remove(ctx, k.Name) }})
+			continue
+		}
+		stale, err := s.Kernels.Stale(k)
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, stale...)
+	}
+	return items, nil
+}
