@@ -29,8 +29,8 @@ var internet *linux.NetNS
 
 // Main runs the tests of a package in a network namespace of its own, in which the
 // daemons that they start live too, so that no test touches the machine's network.
-// TestMain calls it.
-func Main(m *testing.M) {
+// TestMain calls it with its testing.M.
+func Main(m interface{ Run() int }) {
 	if os.Getuid() != 0 {
 		os.Exit(m.Run()) // what needs a network needs root too, and says so
 	}

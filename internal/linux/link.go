@@ -83,9 +83,27 @@ func needLink(name string) (netlink.Link, error) {
 	return link, err
 }
 
+// dumpTries is how often a list is asked for that changes while the kernel gives it.
+const dumpTries = 20
+
+// dump asks for a list until the kernel gives one that is consistent; netlink(7), NLM_F_DUMP_INTR.
+func dump[T any](list func() ([]T, error)) (all []T, err error) {
+	for range dumpTries {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+// addresses returns the IPv4 addresses of a link, or of all links.
+func addresses(link netlink.Link) ([]netlink.Addr, error) {
+	return dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, unix.AF_INET) })
+}
+
 // LinkNames returns the names of all links that begin with prefix.
 func LinkNames(prefix string) ([]string, error) {
-	links, err := netlink.LinkList()
+	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
@@ -162,7 +180,7 @@ func SetAddress(name string, address netip.Prefix) error {
 		return err
 	}
 	want := &netlink.Addr{IPNet: ipNet(address)}
-	has, err := netlink.AddrList(link, unix.AF_INET)
+	has, err := addresses(link)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
@@ -206,7 +224,7 @@ func UsedPrefixes() ([]netip.Prefix, error) {
 			used = append(used, p)
 		}
 	}
-	addrs, err := netlink.AddrList(nil, unix.AF_INET)
+	addrs, err := addresses(nil)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -214,7 +232,9 @@ func UsedPrefixes() ([]netip.Prefix, error) {
 		add(a.IPNet)
 		add(a.Peer)
 	}
-	routes, err := netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := dump(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -227,7 +247,7 @@ func UsedPrefixes() ([]netip.Prefix, error) {
 // AddressedLinks returns the names of the links that have an IPv4 address, save
 // loopback.
 func AddressedLinks() ([]string, error) {
-	addrs, err := netlink.AddrList(nil, unix.AF_INET)
+	addrs, err := addresses(nil)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

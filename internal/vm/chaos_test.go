@@ -239,6 +239,10 @@ func (w *world) lie() string {
 	if err != nil {
 		return err.Error()
 	}
+	found, err := w.ledger.Check(ctx)
+	if err != nil || len(found) > 0 {
+		return fmt.Sprintf("ledger and host: %v, %v", found, err)
+	}
 	for _, ref := range refs {
 		if ref.State != "held" || strings.HasSuffix(ref.Owner, "/run") && !running[ref.Owner] {
 			return fmt.Sprintf("in the ledger: %+v", ref)

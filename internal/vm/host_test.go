@@ -36,7 +36,8 @@ const (
 // which started them. Each has an agent that speaks the real protocol on the real
 // socket; it is in the test's process, and answers as long as the VMM lives.
 type machines struct {
-	t tester
+	t      tester
+	socket string // where daemons that are other processes ask for them; see machineServer
 
 	mu   sync.Mutex
 	next []mood // of the machines to be started; obedient ones follow
@@ -205,7 +206,9 @@ func (m *machine) agent(h *machines) http.Handler {
 			_ = m.power.Close()
 		}
 	})
-	mux.HandleFunc("GET /files", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "the root of "+m.ID) })
+	mux.HandleFunc("GET /files", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(tarOf(map[string]string{"id": m.ID})) // its root
+	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
 		hung := m.hung
@@ -276,9 +279,14 @@ func (i instance) PowerButton(context.Context) error {
 }
 
 func (i instance) ResizeDisk(_ context.Context, disk int, size int64) error {
-	info, err := os.Stat(i.Disks[disk].Path)
+	return sized(i.Disks[disk].Path, size)
+}
+
+// sized checks what a machine is told of the size of a disk.
+func sized(path string, size int64) error {
+	info, err := os.Stat(path)
 	if err == nil && info.Size() != size {
-		err = fmt.Errorf("resize disk %d: %d bytes, its file has %d", disk, size, info.Size())
+		err = fmt.Errorf("resize disk %s: %d bytes, its file has %d", path, size, info.Size())
 	}
 	return err
 }

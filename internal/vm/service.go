@@ -194,6 +194,10 @@ func notFound(ref string) error {
 	return api.Errorf(api.CodeNotFound, "VM %q: no such VM", ref).WithHint("banger vm list")
 }
 
+// minPrefix is how many digits of an id stand for it: so many that the name of a VM
+// that has gone, such as "db", does not happen to be another's id.
+const minPrefix = 6
+
 // find finds a VM that the caller may see by name, id or unique prefix of its id.
 func (s *Service) find(caller uint32, ref string) (*owner, error) {
 	s.mu.Lock()
@@ -206,7 +210,7 @@ func (s *Service) find(caller uint32, ref string) (*owner, error) {
 		if id == ref || o.name() == ref {
 			return o, nil
 		}
-		if ref != "" && strings.HasPrefix(id, ref) {
+		if len(ref) >= minPrefix && strings.HasPrefix(id, ref) {
 			byPrefix = append(byPrefix, o)
 		}
 	}

@@ -3,9 +3,9 @@ package vm_test
 import (
 	"context"
 	"fmt"
-	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"sync"
@@ -14,8 +14,10 @@ import (
 
 	"banger/api"
 	"banger/internal/disk"
+	"banger/internal/hosttest"
 	"banger/internal/image"
 	"banger/internal/kernel"
+	"banger/internal/linux"
 	"banger/internal/network"
 	"banger/internal/operation"
 	"banger/internal/resource"
@@ -26,7 +28,25 @@ import (
 	"go.uber.org/goleak"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// TestMain runs the tests on a network of their own, or is a daemon of theirs.
+func TestMain(m *testing.M) {
+	if os.Getenv(beDaemon) != "" {
+		os.Exit(runDaemon())
+	}
+	hosttest.Main(leakChecked{m})
+}
+
+// leakChecked are tests that fail when they leave a goroutine behind.
+type leakChecked struct{ *testing.M }
+
+func (m leakChecked) Run() int {
+	code := m.M.Run()
+	if err := goleak.Find(); err != nil && code == 0 {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
 
 // patience bounds what has to happen soon.
 const patience = time.Minute
@@ -48,15 +68,22 @@ type world struct {
 	state, run string
 	installed  string
 	machines   *machines
+	remote     string // of the machines, where they are another process's; see daemon_test.go
+	whole      bool   // with images, kernels and a network that are real
 	fail       func(action string, ref resource.Ref) error
 	log        *logBuffer
 	lacking    error         // of the assets
 	grace      time.Duration // of leases; the Service's own where it is 0
 
-	db   *store.DB
-	ops  *operation.Registry
-	svc  *vm.Service
-	gate *gate
+	db      *store.DB
+	kinds   []resource.Kind
+	ledger  *resource.Ledger
+	ops     *operation.Registry
+	svc     *vm.Service
+	images  *image.Manager  // of a whole world
+	kernels *kernel.Manager // likewise
+	net     *network.Network
+	gate    *gate
 }
 
 // logBuffer keeps what the daemons of a world log.
@@ -72,23 +99,13 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
+func (w *world) logger() *slog.Logger { return slog.New(slog.NewTextHandler(w.log, nil)) }
+
 // newWorld makes a host on which VMs can be made of the image debian, without a
 // daemon.
 func newWorld(t tester) *world {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("cgroups need root")
-	}
-	dir := memoryDir(t)
-	w := &world{
-		t: t, state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), installed: "vmtest" + resource.RandomName(4),
-		machines: &machines{t: t, live: map[string]*machine{}}, log: &logBuffer{},
-	}
-	for _, d := range []string{filepath.Join(w.state, "vms"), filepath.Join(w.run, "vm")} {
-		if err := os.MkdirAll(d, 0o700); err != nil {
-			t.Fatal(err)
-		}
-	}
+	w := emptyWorld(t)
 	db := w.open()
 	defer db.Close()
 	ctx := context.Background()
@@ -97,6 +114,25 @@ func newWorld(t tester) *world {
 	}
 	if err := db.InsertKernel(ctx, kernel.Kernel{Name: "linux", Dir: "kernels/linux", Default: true}); err != nil {
 		t.Fatal(err)
+	}
+	return w
+}
+
+// emptyWorld makes a host with nothing on it.
+func emptyWorld(t tester) *world {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("cgroups need root")
+	}
+	dir := memoryDir(t)
+	w := &world{
+		t: t, state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), installed: resource.RandomName(4),
+		machines: &machines{t: t, live: map[string]*machine{}}, log: &logBuffer{},
+	}
+	for _, d := range []string{filepath.Join(w.state, "vms"), filepath.Join(w.run, "vm")} {
+		if err := os.MkdirAll(d, 0o700); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return w
 }
@@ -135,43 +171,84 @@ func (w *world) boot(passages int) error {
 	g := newGate(passages)
 	w.db, w.gate = w.open(), g
 	st := gatedStore{w.db, g}
-	log := slog.New(slog.NewTextHandler(w.log, nil))
+	log := w.logger()
 	cgroups, err := vmm.NewCgroups(w.installed)
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	dirs := resource.NewDir(vm.KindDir, w.state, false, "vms")
+	dirs := resource.NewDir(vm.KindDir, w.state, false, "vms", "layers", "kernels")
 	runDirs := resource.NewDir(vm.KindRunDir, w.run, true, "vm")
 	uppers, works := disk.New(disk.KindUpper, w.state), disk.New(disk.KindWork, w.state)
-	var kinds []resource.Kind
-	for _, k := range []resource.Kind{dirs, runDirs, cgroups, uppers, works} {
-		kinds = append(kinds, gatedKind{k, g, w.fail})
+	w.kinds = []resource.Kind{dirs, uppers, works}
+	if w.whole {
+		w.kinds = append(w.kinds, network.Kinds(w.installed)...)
 	}
-	ledger := resource.New(st, "this boot", log, kinds...)
+	w.kinds = append(w.kinds, runDirs, cgroups)
+	for i, k := range w.kinds {
+		w.kinds[i] = gatedKind{k, g, w.fail}
+	}
+	boot, err := linux.BootID()
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.ledger = resource.New(st, boot, log, w.kinds...)
+	w.net = network.New(network.Config{Installation: w.installed, Ledger: w.ledger, Settings: w.db, Log: log})
 	w.ops = operation.NewRegistry()
 	w.svc = vm.New(vm.Config{
-		Store: st, Assets: assets{w.lacking}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
-		Network: network.New(network.Config{Installation: w.installed, Ledger: ledger, Settings: w.db, Log: log}),
-		Driver:  driver{w.machines, g}, Operations: w.ops, StateDir: w.state, Log: log,
-		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), Network: api.NetworkNone},
+		Store: st, Assets: w.assets(w.db, dirs), Ledger: w.ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
+		Network: w.net, Driver: w.driver(), Operations: w.ops, StateDir: w.state, Log: log,
+		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), NAT: new(true), Network: api.NetworkNone},
 	})
 	if w.grace > 0 {
 		w.svc.SetLeaseGrace(w.grace)
 	}
 	ctx := context.Background()
-	alive, err := w.svc.Alive(ctx)
-	if err == nil {
-		err = ledger.Recover(ctx, func(owner string) bool { return alive[owner] })
-	}
-	if err != nil && passages == 0 {
+	if err := w.recover(ctx); err != nil && passages == 0 {
 		w.t.Errorf("recovery: %v", err)
 	}
-	return w.svc.Recover(ctx)
+	err = w.svc.Recover(ctx)
+	if err == nil && w.whole {
+		err = w.net.Settle(ctx)
+	}
+	return err
+}
+
+// recover makes ledger and host agree.
+func (w *world) recover(ctx context.Context) error {
+	alive, err := w.svc.Alive(ctx)
+	if err != nil {
+		return err
+	}
+	alive[network.Owner] = true
+	if w.whole {
+		layers, err := w.images.Alive(ctx)
+		if err != nil {
+			return err
+		}
+		bundles, err := w.kernels.Alive(ctx)
+		if err != nil {
+			return err
+		}
+		maps.Copy(alive, layers)
+		maps.Copy(alive, bundles)
+	}
+	return w.ledger.Recover(ctx, func(owner string) bool { return alive[owner] })
+}
+
+// driver drives the machines of this process, or another's.
+func (w *world) driver() vmm.Driver {
+	if w.remote != "" {
+		return remoteDriver{w.remote, w.installed}
+	}
+	return driver{w.machines, w.gate}
 }
 
 // down ends the daemon, in order or, where its gate was set so, long dead.
 func (w *world) down() {
 	w.svc.Close()
+	ended, end := context.WithCancel(context.Background())
+	end()
+	w.net.Run(ended) // which ends its resolver
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	if err := w.ops.Close(ctx); err != nil {
@@ -199,7 +276,8 @@ func (w *world) wait(op api.Operation, err error) error {
 	return nil
 }
 
-// clear deletes every VM and looks for what is left.
+// clear deletes every VM, and what there is for VMs to be made of, and looks for what
+// is left.
 func (w *world) clear() {
 	ctx := context.Background()
 	vms, err := w.svc.List(ctx, 0)
@@ -210,6 +288,9 @@ func (w *world) clear() {
 		if err := w.wait(w.svc.Delete(ctx, 0, v.ID, true)); err != nil && api.CodeOf(err) != api.CodeNotFound {
 			w.t.Errorf("delete --force VM %q, which is %s: %v", v.Name, v.State, err)
 		}
+	}
+	if w.whole {
+		w.removeAssets()
 	}
 	w.empty()
 }
@@ -230,6 +311,11 @@ func (w *world) empty() {
 	cgroups, err := vmm.NewCgroups(w.installed)
 	if err != nil {
 		w.t.Fatal(err)
+	}
+	for _, k := range w.kinds {
+		if left, err := k.List(ctx); err != nil || len(left) > 0 {
+			w.t.Errorf("of the kind %s are left: %+v, %v", k.Kind(), left, err)
+		}
 	}
 	for _, dir := range []string{filepath.Join(w.state, "vms"), filepath.Join(w.run, "vm"), cgroups.Path("banger-" + w.installed)} {
 		_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
@@ -269,27 +355,4 @@ func (w *world) await(what string, holds func() bool) {
 			w.t.Fatalf("it does not come to pass that %s", what)
 		}
 	}
-}
-
-// assets implements vm.Assets with paths that nothing opens.
-type assets struct{ lacking error }
-
-func (assets) Image(context.Context, uint32, string) (string, error) { return "sha256:debian", nil }
-
-func (a assets) Disks(context.Context, string) ([]string, error) {
-	return []string{"/layers/debian/layer.ext4"}, a.lacking
-}
-
-func (assets) Import(_ context.Context, _ uint32, _ string, tar io.Reader, _ api.Reporter) error {
-	text, err := io.ReadAll(io.LimitReader(tar, 1<<20))
-	if err == nil && len(text) == 0 {
-		err = fmt.Errorf("import image: it is empty")
-	}
-	return err
-}
-
-func (assets) Kernel(context.Context, string) (string, error) { return "linux", nil }
-
-func (a assets) Boot(context.Context, string) (vm.Boot, error) {
-	return vm.Boot{Vmlinux: "/kernels/linux/vmlinux", Initramfs: "/kernels/linux/initramfs", Modules: "/kernels/linux/modules.ext4"}, a.lacking
 }

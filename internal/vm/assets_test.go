@@ -1,0 +1,156 @@
+package vm_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"banger/api"
+	"banger/internal/image"
+	"banger/internal/kernel"
+	"banger/internal/resource"
+	"banger/internal/store"
+	"banger/internal/vm"
+)
+
+// assets is what the VMs of a world are made of.
+func (w *world) assets(db *store.DB, dirs *resource.Dir) vm.Assets {
+	if !w.whole {
+		return noAssets{w.lacking}
+	}
+	w.images = image.New(image.Config{Ledger: w.ledger, Dirs: dirs, Store: db})
+	w.kernels = kernel.New(kernel.Config{Ledger: w.ledger, Dirs: dirs, Store: db, Agent: []byte("the agent")})
+	return realAssets{w.images, w.kernels}
+}
+
+// noAssets implements vm.Assets with paths that nothing opens.
+type noAssets struct{ lacking error }
+
+func (noAssets) Image(context.Context, uint32, string) (string, error) { return "sha256:debian", nil }
+
+func (a noAssets) Disks(context.Context, string) ([]string, error) {
+	return []string{"/layers/debian/layer.ext4"}, a.lacking
+}
+
+func (noAssets) Import(_ context.Context, _ uint32, _ string, tar io.Reader, _ api.Reporter) error {
+	text, err := io.ReadAll(io.LimitReader(tar, 1<<20))
+	if err == nil && len(text) == 0 {
+		err = fmt.Errorf("import image: it is empty")
+	}
+	return err
+}
+
+func (noAssets) Kernel(context.Context, string) (string, error) { return "linux", nil }
+
+func (a noAssets) Boot(context.Context, string) (vm.Boot, error) {
+	return vm.Boot{Vmlinux: "/kernels/linux/vmlinux", Initramfs: "/kernels/linux/initramfs", Modules: "/kernels/linux/modules.ext4"}, a.lacking
+}
+
+// realAssets implements vm.Assets by the real images and kernels.
+type realAssets struct {
+	images  *image.Manager
+	kernels *kernel.Manager
+}
+
+func (a realAssets) Image(ctx context.Context, uid uint32, name string) (string, error) {
+	img, err := a.images.Get(ctx, uid, name)
+	return img.ID, err
+}
+
+func (a realAssets) Disks(ctx context.Context, id string) ([]string, error) {
+	return a.images.Disks(ctx, id)
+}
+
+func (a realAssets) Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error {
+	_, err := a.images.Import(ctx, uid, name, tar, report)
+	return err
+}
+
+func (a realAssets) Kernel(ctx context.Context, name string) (string, error) {
+	k, err := a.kernels.Get(ctx, name)
+	return k.Name, err
+}
+
+func (a realAssets) Boot(ctx context.Context, name string) (vm.Boot, error) {
+	b, err := a.kernels.Boot(ctx, name)
+	return vm.Boot{Vmlinux: b.Vmlinux, Initramfs: b.Initramfs, Modules: b.Modules}, err
+}
+
+// tarOf is a tar archive of files.
+func tarOf(files map[string]string) []byte {
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for name, content := range files {
+		_ = w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content))}) // into memory
+		_, _ = io.WriteString(w, content)
+	}
+	_ = w.Close()
+	return b.Bytes()
+}
+
+// kernelDeb is a Debian package with all of a kernel that matters; deb(5).
+func kernelDeb() []byte {
+	const lib = "./lib/modules/6.1-test/"
+	data := tarOf(map[string]string{
+		"./boot/vmlinuz-6.1-test": "\x7fELF kernel", lib + "modules.order": "", lib + "modules.builtin.modinfo": "",
+		lib + "modules.builtin": "virtio_ring.ko\nvirtio.ko\nvirtio_mmio.ko\nvirtio_blk.ko\nvirtio_console.ko\next4.ko\noverlay.ko\n",
+	})
+	return append([]byte("!<arch>\n"+fmt.Sprintf("%-16s%-12d%-6d%-6d%-8s%-10d`\n", "data.tar", 0, 0, 0, "100644", len(data))), data...)
+}
+
+// packageManager writes an apt-get and an apt-cache into dir, which offer a kernel.
+func packageManager(dir string) error {
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "kernel.deb"), kernelDeb(), 0o600),
+		os.WriteFile(filepath.Join(dir, "apt-cache"), []byte(`#!/bin/sh
+case $* in
+  "depends linux-image-cloud-amd64") echo "  Depends: linux-image-6.1-test" ;;
+  show*) echo "Version: 1" ;;
+esac
+`), 0o700),
+		os.WriteFile(filepath.Join(dir, "apt-get"), []byte("#!/bin/sh\nexec cp "+filepath.Join(dir, "kernel.deb")+" .\n"), 0o700),
+	)
+}
+
+// seed makes what whole worlds begin with: a state directory with an image, a kernel
+// and nothing else, and beside it a package manager. It returns where they are.
+func seed(t tester) string {
+	t.Helper()
+	dir := memoryDir(t)
+	state := filepath.Join(dir, "state")
+	err := errors.Join(packageManager(dir), os.Mkdir(state, 0o700))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	w := &world{t: t, whole: true, state: state, log: &logBuffer{}}
+	w.db = w.open()
+	dirs := resource.NewDir(vm.KindDir, state, false, "layers", "kernels")
+	w.ledger = resource.New(w.db, "", w.logger(), dirs)
+	w.assets(w.db, dirs)
+	_, err = w.images.Import(ctx, 0, "debian", bytes.NewReader(tarOf(map[string]string{"bin/true": "true"})), nil)
+	if err == nil {
+		_, err = w.kernels.Import(ctx, "linux", bytes.NewReader(kernelDeb()), func(api.Progress) {})
+	}
+	if err = errors.Join(err, w.db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+// newWholeWorld is newWorld with images, kernels and a network that are real, as in seed.
+func newWholeWorld(t tester, seed string) *world {
+	t.Helper()
+	w := emptyWorld(t)
+	w.whole = true
+	if out, err := exec.Command("cp", "-a", "--sparse=always", filepath.Join(seed, "state")+"/.", w.state).CombinedOutput(); err != nil {
+		t.Fatalf("copy the seed: %v: %s", err, out)
+	}
+	return w
+}
