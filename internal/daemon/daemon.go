@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,7 +20,6 @@ import (
 	"banger/api"
 	"banger/internal/agentbin"
 	"banger/internal/config"
-	"banger/internal/disk"
 	"banger/internal/failpoint"
 	"banger/internal/identity"
 	"banger/internal/image"
@@ -35,7 +33,6 @@ import (
 	"banger/internal/store"
 	"banger/internal/usage"
 	"banger/internal/vm"
-	"banger/internal/vmm"
 	"banger/internal/vmm/qemu"
 )
 
@@ -88,30 +85,25 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	if err != nil {
 		return fmt.Errorf("read the host's boot id: %w", err)
 	}
-	cgroups, err := vmm.NewCgroups(id.ID)
+	host, err := newParts(paths, id.ID)
 	if err != nil {
-		return api.Errorf(api.CodeUnsupported, "find the cgroup v2 hierarchy: %w", err).
-			WithHint("mount -t cgroup2 none /sys/fs/cgroup/unified")
+		return err
 	}
-	dirs := resource.NewDir(vm.KindDir, paths.State, false, "vms", "layers", "kernels")
-	runDirs := resource.NewDir(vm.KindRunDir, paths.Run, true, "vm")
-	uppers, works := disk.New(disk.KindUpper, paths.State), disk.New(disk.KindWork, paths.State)
-	kinds := slices.Concat([]resource.Kind{dirs, uppers, works}, network.Kinds(id.ID), []resource.Kind{runDirs, cgroups}) // VMMs use all of the others
-	ledger := resource.New(db, bootID, log, kinds...)
+	ledger := resource.New(db, bootID, log, host.kinds...)
 	agent, err := agentbin.Binary()
 	if err != nil {
 		return err
 	}
 	room := space.Room{Dir: paths.State, Reserve: int64(cfg.Storage.Reserve)}
-	images := image.New(image.Config{Ledger: ledger, Dirs: dirs, Store: db, Room: room, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries})
-	kernels := kernel.New(kernel.Config{Ledger: ledger, Dirs: dirs, Store: db, Room: room, Agent: agent})
+	images := image.New(image.Config{Ledger: ledger, Dirs: host.dirs, Store: db, Room: room, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries})
+	kernels := kernel.New(kernel.Config{Ledger: ledger, Dirs: host.dirs, Store: db, Room: room, Agent: agent})
 	operations := operation.NewRegistry()
 	net := network.New(network.Config{
 		Installation: id.ID, Ledger: ledger, Settings: db, Subnet: cfg.Network.Subnet.Prefix, Allow: cfg.Network.Allow,
 		Resolvers: cfg.Network.Resolvers, Log: log,
 	})
 	vms := vm.New(vm.Config{
-		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works, Network: net,
+		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: host.runDirs, Cgroups: host.cgroups, Uppers: host.uppers, Works: host.works, Network: net,
 		Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, Room: room, StateDir: paths.State, Log: log,
 		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT},
 	})
@@ -145,7 +137,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		return err
 	}
 	used := usage.New(usage.Config{
-		StateDir: paths.State, Room: room, Images: images, Kernels: kernels, VMs: vms, Caches: []usage.Cache{uppers, works},
+		StateDir: paths.State, Room: room, Images: images, Kernels: kernels, VMs: vms, Caches: []usage.Cache{host.uppers, host.works},
 	})
 	system := api.System{
 		Version: version, Installation: id.ID, PID: os.Getpid(), Started: time.Now(), StateDir: paths.State, RunDir: paths.Run,

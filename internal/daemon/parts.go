@@ -1,0 +1,38 @@
+package daemon
+
+import (
+	"slices"
+
+	"banger/api"
+	"banger/internal/config"
+	"banger/internal/disk"
+	"banger/internal/network"
+	"banger/internal/resource"
+	"banger/internal/vm"
+	"banger/internal/vmm"
+)
+
+// parts are the sorts of things that an installation has on the host.
+type parts struct {
+	dirs, runDirs *resource.Dir
+	uppers, works *disk.Disks
+	cgroups       *vmm.Cgroups
+	kinds         []resource.Kind // all of them, what uses others after these
+}
+
+// newParts makes nothing and changes nothing.
+func newParts(paths config.Paths, installation string) (parts, error) {
+	cgroups, err := vmm.NewCgroups(installation)
+	if err != nil {
+		return parts{}, api.Errorf(api.CodeUnsupported, "find the cgroup v2 hierarchy: %w", err).
+			WithHint("mount -t cgroup2 none /sys/fs/cgroup/unified")
+	}
+	p := parts{
+		dirs:    resource.NewDir(vm.KindDir, paths.State, false, "vms", "layers", "kernels"),
+		runDirs: resource.NewDir(vm.KindRunDir, paths.Run, true, "vm"),
+		uppers:  disk.New(disk.KindUpper, paths.State), works: disk.New(disk.KindWork, paths.State),
+		cgroups: cgroups,
+	}
+	p.kinds = slices.Concat([]resource.Kind{p.dirs, p.uppers, p.works}, network.Kinds(installation), []resource.Kind{p.runDirs, cgroups}) // VMMs use all of the others
+	return p, nil
+}
