@@ -2,6 +2,7 @@ package image
 
 import (
 	"archive/tar"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -32,8 +33,10 @@ type filter struct {
 
 	size    int64
 	entries int64  // of the archive, and directories that it implies
+	ordinal int64  // of the entry that comes next in the archive
 	last    string // the entry under way
 	tree    *tree
+	stack   *stack // of a layer of an OCI image; nil for an archive that stands alone
 }
 
 func newFilter(src *source, maxSize, maxEntries int64, report func(int64)) *filter {
@@ -72,6 +75,9 @@ func (f *filter) after() string {
 func (f *filter) run(w io.Writer) error {
 	in, out := tar.NewReader(f.src), tar.NewWriter(w)
 	buf := make([]byte, bufferSize)
+	if err := f.begin(out); err != nil {
+		return err
+	}
 	for {
 		f.src.zeros = 0
 		hdr, err := in.Next()
@@ -85,11 +91,14 @@ func (f *filter) run(w io.Writer) error {
 			return err
 		}
 	}
-	if f.entries == 0 {
+	if f.entries == 0 && f.stack == nil {
 		return api.Errorf(api.CodeInvalid, "archive is empty").WithHint("give a tar archive of a root file system")
 	}
 	if f.src.zeros < 512 { // POSIX pax: the archive ends with blocks of zeros
 		return f.broken(io.ErrUnexpectedEOF)
+	}
+	if err := f.end(out, buf); err != nil {
+		return err
 	}
 	if err := out.Close(); err != nil {
 		return err
@@ -103,6 +112,9 @@ func (f *filter) run(w io.Writer) error {
 			WithHint("archives that were put together with cat are to be imported one by one")
 	}
 	f.report(f.entries)
+	if f.stack.isStale() {
+		return errAgain
+	}
 	return nil
 }
 
@@ -110,43 +122,73 @@ type onlyReader struct{ io.Reader }
 
 func (f *filter) entry(in *tar.Reader, out *tar.Writer, hdr *tar.Header, buf []byte) error {
 	f.last = hdr.Name
+	ordinal := f.ordinal
+	f.ordinal++
 	if err := f.count(); err != nil {
 		return err
 	}
 	if hdr.Typeflag == tar.TypeXGlobalHeader { // e.g. the comment of git archive
 		return nil
 	}
-	clean, parents, err := f.check(hdr)
+	if done, err := f.stack.take(f, hdr, ordinal); done || err != nil {
+		return err
+	}
+	clean, parents, err := f.check(hdr, ordinal)
 	if err != nil {
 		return invalid(hdr.Name, err)
 	}
-	if f.size += clean.Size; clean.Size < 0 || f.size > f.maxSize {
-		return api.Errorf(api.CodeInvalid, "entry %s: archive has more than %d bytes of content", quote(hdr.Name), f.maxSize)
+	if clean == nil || f.stack.isStale() {
+		return nil
 	}
-	for _, dir := range parents { // tar -x makes them so; the writer would copy their parent's
-		if err := f.count(); err != nil {
-			return err
-		}
-		implied := &tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeDir, Name: dir + "/", Mode: 0o755,
-			ModTime: clean.ModTime, AccessTime: clean.AccessTime, ChangeTime: clean.ChangeTime}
-		if err := out.WriteHeader(implied); err != nil {
-			return err
-		}
+	if err := f.imply(out, parents, clean.ModTime); err != nil {
+		return err
+	}
+	return f.copy(out, clean, in, buf)
+}
+
+// copy puts an entry, with its content, into the file system.
+func (f *filter) copy(out *tar.Writer, clean *tar.Header, content io.Reader, buf []byte) error {
+	if f.size += clean.Size; clean.Size < 0 || f.size > f.maxSize {
+		return api.Errorf(api.CodeInvalid, "entry %s: archive has more than %d bytes of content", quote(f.last), f.maxSize)
 	}
 	if err := out.WriteHeader(clean); err != nil {
 		if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) {
-			return invalid(hdr.Name, err)
+			return invalid(f.last, err)
 		}
 		return err
 	}
 	if clean.Size == 0 {
 		return nil
 	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{out}, onlyReader{in}, buf)
+	_, err := io.CopyBuffer(struct{ io.Writer }{out}, onlyReader{content}, buf)
 	if err != nil && !errors.Is(err, errWriter) {
 		return f.broken(err)
 	}
 	return err
+}
+
+// imply makes directories that the archive does not contain, as tar -x does; the
+// writer would copy their parent's mode.
+func (f *filter) imply(out *tar.Writer, parents []implied, date time.Time) error {
+	for _, dir := range parents {
+		if err := f.count(); err != nil {
+			return err
+		}
+		m := dir.meta
+		if m == nil {
+			m = &meta{mode: 0o755, date: date}
+		}
+		if err := out.WriteHeader(m.header(dir.path)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// header is that of a directory.
+func (m *meta) header(path string) *tar.Header {
+	return &tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeDir, Name: path + "/", Mode: m.mode, Uid: m.uid, Gid: m.gid,
+		ModTime: m.date, AccessTime: m.date, ChangeTime: m.date, PAXRecords: m.xattrs}
 }
 
 func (f *filter) count() error {
@@ -159,9 +201,9 @@ func (f *filter) count() error {
 	return nil
 }
 
-// check returns the header that goes into the file system, and the directories that
-// the entry implies.
-func (f *filter) check(hdr *tar.Header) (clean *tar.Header, parents []string, err error) {
+// check returns the header that goes into the file system, nil where nothing does, and
+// the directories that the entry implies.
+func (f *filter) check(hdr *tar.Header, ordinal int64) (clean *tar.Header, parents []implied, err error) {
 	name, err := cleanPath(hdr.Name)
 	if err != nil {
 		return nil, nil, err
@@ -170,19 +212,37 @@ func (f *filter) check(hdr *tar.Header) (clean *tar.Header, parents []string, er
 	if err != nil {
 		return nil, nil, err
 	}
+	if hdr.Typeflag == tar.TypeLink {
+		return f.hardLink(hdr, at, ordinal)
+	}
+	clean, n, err := cleaned(hdr, at.name())
+	if err != nil {
+		return nil, nil, err
+	}
+	n.layer, n.entry = f.stack.depth(), ordinal
+	f.tree.names += int64(len(n.target))
+	if at.node != nil {
+		replaced, err := f.again(&at, n, ordinal)
+		if err != nil || !replaced {
+			return clean, nil, err
+		}
+	}
+	parents, err = f.tree.put(at, n)
+	return clean, parents, err
+}
+
+// cleaned is the header of an entry, hard links excepted, with nothing in it that
+// does not go into the file system, and what is remembered of it.
+func cleaned(hdr *tar.Header, name string) (clean *tar.Header, n *node, err error) {
 	if hdr.Uid < 0 || hdr.Uid > math.MaxUint32 || hdr.Gid < 0 || hdr.Gid > math.MaxUint32 {
 		return nil, nil, errors.New("owner is out of range")
 	}
 	clean = &tar.Header{
-		Format: tar.FormatPAX, Typeflag: hdr.Typeflag, Name: at.name(), Mode: hdr.Mode & 0o7777, Uid: hdr.Uid, Gid: hdr.Gid,
+		Format: tar.FormatPAX, Typeflag: hdr.Typeflag, Name: name, Mode: hdr.Mode & 0o7777, Uid: hdr.Uid, Gid: hdr.Gid,
 		ModTime: clamp(hdr.ModTime), PAXRecords: map[string]string{},
 	}
 	clean.AccessTime, clean.ChangeTime = clean.ModTime, clean.ModTime
-	if hdr.Typeflag == tar.TypeLink {
-		clean.Linkname, parents, err = f.hardLink(hdr, at)
-		return clean, parents, err
-	}
-	n := &node{links: 1}
+	n = &node{links: 1}
 	switch hdr.Typeflag {
 	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
 		clean.Typeflag, clean.Size = tar.TypeReg, hdr.Size
@@ -194,7 +254,6 @@ func (f *filter) check(hdr *tar.Header) (clean *tar.Header, parents []string, er
 			return nil, nil, errors.New("target of the symbolic link is empty, too long or has a NUL")
 		}
 		clean.Linkname, n.target = hdr.Linkname, hdr.Linkname
-		f.tree.names += int64(len(hdr.Linkname))
 	case tar.TypeChar, tar.TypeBlock:
 		if err := checkDevice(hdr); err != nil {
 			return nil, nil, err
@@ -206,11 +265,10 @@ func (f *filter) check(hdr *tar.Header) (clean *tar.Header, parents []string, er
 	if n.attrs, err = copyXattrs(clean.PAXRecords, hdr.PAXRecords); err != nil {
 		return nil, nil, err
 	}
-	if at.node != nil {
-		return clean, nil, again(at.node, n)
+	if n.isDir() {
+		n.meta = &meta{clean.Mode, clean.Uid, clean.Gid, clean.ModTime, clean.PAXRecords}
 	}
-	parents, err = f.tree.put(at, n)
-	return clean, parents, err
+	return clean, n, nil
 }
 
 func checkDevice(hdr *tar.Header) error {
@@ -225,47 +283,75 @@ func checkDevice(hdr *tar.Header) error {
 
 var errTwice = errors.New("it is in the archive twice")
 
-// again says whether an entry may come after one of the same path. A directory may:
-// it takes the later one's owner, mode, date and attributes, as with tar -x. A file
-// may not: the writer, which sees the archive once, cannot take its blocks back.
-func again(old, n *node) error {
+// again is an entry of a path that the archive had before. A directory may come twice:
+// it takes the later one's owner, mode, date and attributes, as with tar -x. Of a file
+// the later one holds, but the writer, which sees the archive once, cannot take the
+// blocks of the earlier one back: it is replaced in a second pass over the archive,
+// where there can be one.
+func (f *filter) again(at *place, n *node, ordinal int64) (replaced bool, err error) {
+	old := at.node
 	switch {
-	case old.children == nil || n.children == nil:
-		return errTwice
-	case old.attrs > inodeXattrs: // the writer forgets those that have a block
-		return errors.New("a directory of many extended attributes is in the archive twice")
+	case old.isDir() && n.isDir() && old.attrs > inodeXattrs: // the writer forgets those that have a block
+		return false, errors.New("a directory of many extended attributes is in the archive twice")
+	case old.isDir() && n.isDir():
+		old.attrs += n.attrs
+		if old.meta != nil {
+			for key, value := range old.meta.xattrs {
+				if _, ok := n.meta.xattrs[key]; !ok {
+					n.meta.xattrs[key] = value
+				}
+			}
+		}
+		old.meta = n.meta
+		f.stack.sawAgain(old, ordinal)
+		return false, nil
 	}
-	old.attrs += n.attrs
-	return nil
+	return true, f.stack.supersede(at)
 }
 
-func (f *filter) hardLink(hdr *tar.Header, at place) (target string, parents []string, err error) {
-	bad := func(reason string) (string, []string, error) {
-		return "", nil, fmt.Errorf("hard link to %s: %s", quote(hdr.Linkname), reason)
+func (f *filter) hardLink(hdr *tar.Header, at place, ordinal int64) (clean *tar.Header, parents []implied, err error) {
+	bad := func(reason string) (*tar.Header, []implied, error) {
+		return nil, nil, fmt.Errorf("hard link to %s: %s", quote(hdr.Linkname), reason)
 	}
 	if len(hdr.Linkname) > maxTarget {
-		return "", nil, errors.New("target of the hard link is too long")
+		return nil, nil, errors.New("target of the hard link is too long")
 	}
-	target, err = cleanPath(hdr.Linkname)
+	target, err := cleanPath(hdr.Linkname)
 	if err != nil {
 		return bad(err.Error())
 	}
 	to, err := f.tree.find(target)
-	switch n := to.node; {
+	n := to.node
+	switch {
 	case err != nil:
 		return bad(err.Error())
-	case n == nil:
+	case n == nil && to.below == nil:
 		return bad("no such entry before it in the archive")
-	case n.children != nil:
+	case cmp.Or(n, to.below).isDir():
 		return bad("a directory")
-	case at.node != nil:
-		return "", nil, again(at.node, n)
-	case n.links >= maxLinks:
+	case n != nil && n.links >= maxLinks:
 		return bad("too many links")
+	case n == nil:
+		n = f.stack.below(to.below)
 	}
-	parents, err = f.tree.put(at, to.node)
-	to.node.links++
-	return to.name(), parents, err
+	if at.node != nil {
+		if at.node == n && f.stack != nil {
+			return nil, nil, nil
+		}
+		if err := f.stack.supersede(&at); err != nil {
+			return nil, nil, err
+		}
+	}
+	if parents, err = f.tree.put(at, n); err != nil {
+		return nil, nil, err
+	}
+	n.links++
+	clean = &tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeLink, Name: at.name(), Linkname: to.name(), ModTime: clamp(hdr.ModTime)}
+	if n.copied {
+		f.stack.later(n, clean, parents, ordinal)
+		return nil, nil, nil
+	}
+	return clean, parents, nil
 }
 
 // clamp keeps a date within what the writer gets right, 1970 to 2038.

@@ -1,13 +1,14 @@
 package image
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"banger/api"
 )
@@ -21,26 +22,56 @@ const (
 	maxNames     = 256 << 20
 )
 
-// node is what the filter remembers of an inode; hard links share one.
+// node is what is remembered of an inode; hard links share one.
 type node struct {
 	children map[string]*node // of a directory; nil elsewhere
+	meta     *meta            // of a directory: what a layer above has to repeat; nil for the defaults
 	target   string           // of a symbolic link
 	links    int              // of a directory: its subdirectories
 	attrs    int              // bytes of its extended attributes on the disk
+
+	// What follows is for layers that lie on others.
+	layer    int   // which layer of the image it is of, from 0
+	entry    int64 // which entry of that layer's archive, from 0; -1 for what the archive only implies
+	copied   bool  // a link to a file of a layer below, of which this one gets a copy
+	whiteout bool  // nothing is here: it hides what is below
+	opaque   bool  // of a directory: nothing below shows through
+}
+
+// meta is what a directory has besides its name and contents.
+type meta struct {
+	mode     int64 // permission bits
+	uid, gid int
+	date     time.Time
+	xattrs   map[string]string // PAX records
 }
 
 func newDir() *node { return &node{children: map[string]*node{}} }
 
-// tree is what has been put into the file system so far. Its names are bounded in
-// number by the caller and in bytes by itself.
+func (n *node) isDir() bool { return n != nil && n.children != nil }
+
+// child is what a directory has under a name; nil where that, or the directory, is not there.
+func (n *node) child(name string) *node {
+	if n == nil {
+		return nil
+	}
+	return n.children[name]
+}
+
+// tree is what has been put into the file system of a layer so far, and what the
+// layers below it look like from above. Its names are bounded in number by the
+// caller and in bytes by itself.
 type tree struct {
-	root  *node
-	names int64 // bytes of names and targets
+	root   *node
+	below  *node // the merged tree of the layers below; nil where there are none
+	rooted bool  // symbolic links lead anywhere within the tree, as though it were /
+	names  int64 // bytes of names and targets
 }
 
 func newTree() *tree {
 	t := &tree{root: newDir()}
-	t.root.children["lost+found"] = newDir() // the writer makes it
+	t.root.entry = -1
+	t.root.children["lost+found"] = &node{children: map[string]*node{}, entry: -1} // the writer makes it
 	return t
 }
 
@@ -71,75 +102,110 @@ func cleanPath(name string) (clean string, err error) {
 	return clean, nil
 }
 
-// place is where a path leads, its last component not followed.
-type place struct {
-	dir     *node  // the directory, as far as it exists
-	path    string // of dir, "" for the root
-	missing []string
-	base    string // the last component; "" for the root
-	node    *node  // what is there; nil where nothing is
+// step is a directory on the way to a place: its node in this layer, and what the
+// layers below have there, as far as that is a directory too.
+type step struct {
+	name       string
+	own, below *node
 }
 
-// find walks a clean path as the kernel would in an unpacked tree: through symbolic
-// links that stay below their own directory. Others are refused, as tar -x refuses
-// to unpack anything through them.
+// place is where a path leads, its last component not followed.
+type place struct {
+	way   []step // from the root to the directory that it is in
+	base  string // the last component; "" for the root
+	node  *node  // what this layer has there; nil where nothing
+	below *node  // what the layers below have there
+}
+
+// find walks a clean path as the kernel would in an unpacked tree, through symbolic
+// links. Where the tree is not rooted, they have to stay below their own directory:
+// others are refused, as tar -x refuses to unpack anything through them.
 func (t *tree) find(name string) (place, error) {
+	at := place{way: []step{{own: t.root, below: t.below}}}
 	if name == "" {
-		return place{dir: t.root, node: t.root}, nil
+		at.node, at.below = t.root, t.below
+		return at, nil
 	}
-	at := place{dir: t.root}
 	todo := strings.Split(name, "/")
 	own := len(todo) // so many of its last components are of the name, not of a link
 	for hops := 0; len(todo) > 1; {
 		c := todo[0]
 		todo = todo[1:]
-		if c == "" || c == "." {
-			continue
-		}
-		n := at.dir.children[c]
-		switch {
-		case n == nil && len(todo) >= own:
-			return place{}, fmt.Errorf("it is below a symbolic link to %s, which is not there", quote(path.Join(at.path, c)))
-		case n == nil:
-			at.missing, at.base = append([]string{c}, todo[:len(todo)-1]...), todo[len(todo)-1]
-			return at, nil
-		case n.children != nil:
-			at.dir, at.path = n, path.Join(at.path, c)
-		case n.target == "":
-			return place{}, fmt.Errorf("it is below %s, which is not a directory", quote(path.Join(at.path, c)))
-		case path.IsAbs(n.target) || slices.Contains(strings.Split(n.target, "/"), ".."):
-			return place{}, fmt.Errorf("it is below %s, a symbolic link to %s", quote(path.Join(at.path, c)), quote(n.target))
+		dir := at.way[len(at.way)-1]
+		switch n, below := dir.own.child(c), dir.below.child(c); {
+		case c == "" || c == ".":
+		case c == "..":
+			at.way = at.way[:max(1, len(at.way)-1)]
+		case n == nil && below == nil && len(todo) >= own && !t.rooted:
+			return place{}, fmt.Errorf("it is below a symbolic link to %s, which is not there", quote(at.path(c)))
+		case n.isDir() || n == nil && (below == nil || below.isDir()):
+			if !below.isDir() || n != nil && n.opaque {
+				below = nil
+			}
+			at.way = append(at.way, step{c, n, below})
 		default:
+			target := cmp.Or(n, below).target
+			switch {
+			case target == "":
+				return place{}, fmt.Errorf("it is below %s, which is not a directory", quote(at.path(c)))
+			case path.IsAbs(target) && t.rooted:
+				at.way = at.way[:1]
+			case !t.rooted && (path.IsAbs(target) || slices.Contains(strings.Split(target, "/"), "..")):
+				return place{}, fmt.Errorf("it is below %s, a symbolic link to %s", quote(at.path(c)), quote(target))
+			}
 			if hops++; hops > maxHops {
 				return place{}, errors.New("it is below too many symbolic links")
 			}
 			own = min(own, len(todo))
-			todo = append(strings.Split(n.target, "/"), todo...)
+			todo = append(strings.Split(target, "/"), todo...)
 		}
 	}
 	at.base = todo[0]
-	at.node = at.dir.children[at.base]
+	dir := at.way[len(at.way)-1]
+	at.node, at.below = dir.own.child(at.base), dir.below.child(at.base)
 	return at, nil
 }
 
-// name is the path that a place has in the file system.
-func (p place) name() string {
-	return path.Join(p.path, path.Join(p.missing...), p.base)
+// path is the path, in the file system, of a name in the directory of the place.
+func (p place) path(name string) string {
+	names := make([]string, 0, len(p.way)+1)
+	for _, s := range p.way {
+		names = append(names, s.name)
+	}
+	return path.Join(append(names, name)...)
 }
 
-// put adds n at a place where nothing is. It makes the missing parents, and returns
-// their paths.
-func (t *tree) put(at place, n *node) (parents []string, err error) {
-	dir, name := at.dir, at.path
-	for _, c := range at.missing {
-		child := newDir()
-		if err := t.add(dir, c, child); err != nil {
+// name is the path that a place has in the file system.
+func (p place) name() string { return p.path(p.base) }
+
+// implied is a directory that has to be made so that something can be in it.
+type implied struct {
+	path string
+	meta *meta // that of the directory which it is, in a layer below; nil where it is new
+}
+
+// put adds n at a place where nothing of this layer is. It makes the missing parents,
+// and returns them.
+func (t *tree) put(at place, n *node) (parents []implied, err error) {
+	if at.base == "" {
+		return nil, errors.New("the root cannot be replaced")
+	}
+	for i := range at.way {
+		s := &at.way[i]
+		if s.own != nil {
+			continue
+		}
+		s.own = newDir()
+		s.own.entry = -1
+		if s.below != nil {
+			s.own.meta = s.below.meta
+		}
+		if err := t.add(at.way[i-1].own, s.name, s.own); err != nil {
 			return nil, err
 		}
-		dir, name = child, path.Join(name, c)
-		parents = append(parents, name)
+		parents = append(parents, implied{place{way: at.way[:i]}.path(s.name), s.own.meta})
 	}
-	return parents, t.add(dir, at.base, n)
+	return parents, t.add(at.way[len(at.way)-1].own, at.base, n)
 }
 
 func (t *tree) add(dir *node, name string, n *node) error {
@@ -153,45 +219,6 @@ func (t *tree) add(dir *node, name string, n *node) error {
 	}
 	dir.children[name] = n
 	return nil
-}
-
-// What the writer has for extended attributes: the rest of an inode, and a block.
-const (
-	maxXattrName = 255 // XATTR_NAME_MAX
-	inodeXattrs  = 256 - 152 - 8
-	blockXattrs  = 4096 - 36
-	xattrPrefix  = "SCHILY.xattr."
-)
-
-// copyXattrs keeps user.* and security.*, and returns the bytes that they take. POSIX
-// ACLs are dropped, for the writer would store them in the form of the system call,
-// which is not that of the disk; what steers an overlay is refused.
-func copyXattrs(to, from map[string]string) (taken int, err error) {
-	inode, block := inodeXattrs, blockXattrs
-	for _, key := range slices.Sorted(maps.Keys(from)) {
-		name, ok := strings.CutPrefix(key, xattrPrefix)
-		switch {
-		case !ok || name == "system.posix_acl_access" || name == "system.posix_acl_default":
-			continue
-		case len(name) > maxXattrName || strings.ContainsRune(name, 0) || name == "user." || name == "security.":
-			return 0, errors.New("an extended attribute has a bad name")
-		case strings.HasPrefix(name, "user.overlay."), !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "security."):
-			return 0, fmt.Errorf("extended attribute %s is not allowed", quote(name))
-		}
-		_, rest, _ := strings.Cut(name, ".") // the prefix is a number on the disk
-		size := (len(rest)+3)&^3 + 16 + (len(from[key])+3)&^3
-		switch {
-		case size <= inode:
-			inode -= size
-		case size <= block:
-			block -= size
-		default:
-			return 0, fmt.Errorf("extended attribute %s: the attributes of a file have no more than %d bytes", quote(name), blockXattrs)
-		}
-		taken += size
-		to[key] = from[key]
-	}
-	return taken, nil
 }
 
 // invalid is the refusal of an entry.
