@@ -46,7 +46,7 @@ func describeImage(i api.Image) string { return i.Name + " " + size(i.Size) + " 
 func imageCommands(d *deps) *cobra.Command {
 	shown := show(d, imageKind, "show NAME", "Show an image", "banger image show debian", d.client.Image)
 	shown.ValidArgsFunction = first(d.images)
-	importing := command(d, "import NAME FILE|-", "Make an image of a root file system archive (tar; plain, gzip, zstd or xz)",
+	importing := command(d, "import NAME FILE|-", "Make an image of an archive: of a root file system, an OCI layout or docker save",
 		"banger image import alpine rootfs.tar.gz", cobra.ExactArgs(2), func(ctx context.Context, args []string) error {
 			if err := d.imageNameFree(ctx, "import", args[0]); err != nil {
 				return err

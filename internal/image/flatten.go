@@ -3,6 +3,7 @@ package image
 import (
 	"archive/tar"
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -55,7 +56,7 @@ func settled(n, below *node) *node {
 
 // writeFlat makes one file system of a tree that merge or overlaid has made, from the
 // layers' archives, each of which is read once.
-func writeFlat(out *sparseWriter, root *node, archive func(layer int) (io.ReadCloser, error), maxDisk int64) error {
+func writeFlat(ctx context.Context, out *sparseWriter, root *node, archive func(layer int) (io.ReadCloser, error), maxDisk int64) error {
 	pr, pw := io.Pipe()
 	written := make(chan error, 1)
 	go func() {
@@ -65,6 +66,8 @@ func writeFlat(out *sparseWriter, root *node, archive func(layer int) (io.ReadCl
 		pw.CloseWithError(err)
 		written <- err
 	}()
+	stop := context.AfterFunc(ctx, func() { pr.CloseWithError(ctx.Err()) })
+	defer stop()
 	err := tar2ext4.ConvertTarToExt4(bufio.NewReaderSize(pr, bufferSize), out, tar2ext4.MaximumDiskSize(maxDisk))
 	pr.CloseWithError(errWriter)
 	if werr := <-written; werr != nil && !errors.Is(werr, errWriter) {

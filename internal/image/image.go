@@ -20,42 +20,53 @@ import (
 )
 
 const (
-	dirKind   = "dir"
-	layerFile = "layer.ext4"
-	rootUID   = 0
+	dirKind = "dir"
+	rootUID = 0
 
 	defaultMaxSize    = 20 << 30
 	defaultMaxEntries = 2_000_000
 )
 
-// Layer is one read-only disk.
+// Layer is a layer of images, or a disk made of several.
 type Layer struct {
-	Digest string // sha256:..., of the uncompressed tar
-	Dir    string // its name in the ledger, layers/<rand>
-	Size   int64  // bytes on the disk
+	Digest  string // sha256:..., of the layer upon all those below it: its chain id
+	DiffID  string // sha256:..., of the uncompressed tar; "" for a disk made of several
+	Dir     string // its name in the ledger, layers/<rand>
+	Size    int64  // bytes on the disk
+	Entries int64
 }
 
 // Image is a root file system: layers, lowest first.
 type Image struct {
-	ID      string // sha256:..., over the digests of the layers
-	Name    string
-	Owner   uint32
-	Created time.Time
-	Layers  []Layer
-	Entries int64
+	ID       string // sha256:..., of the config
+	Name     string
+	Owner    uint32
+	Created  time.Time
+	Layers   []Layer
+	Tail     *Layer // of a deep image: the disk of the layers above the first seven
+	Entries  int64
+	Config   string // the config of an OCI image, JSON; "" in those of earlier versions
+	Manifest string // digest of the manifest that it came with, "" where there was none
+	Source   string // where it came from, for people
 }
 
 // Store keeps images and layers; every method is one transaction.
 type Store interface {
-	// InsertImage adds the image, and those of its layers that are not there. The
-	// error is an already_exists where owner has an image of that name.
-	InsertImage(context.Context, Image) error
+	// InsertImage adds the image, and those of its layers that are not there. Where
+	// owner has an image of that name, that one loses its name if it is to be replaced
+	// (and goes, unless a VM uses it); else the error is an already_exists.
+	InsertImage(ctx context.Context, img Image, replace bool) error
 	Images(context.Context) ([]Image, error)
-	// DeleteImage removes an image and returns the layers that nobody uses now,
-	// whose rows are gone too. The errors are conflict, naming the VMs that use
-	// it, and not_found.
-	DeleteImage(ctx context.Context, owner uint32, name string) (orphans []Layer, err error)
+	// DeleteImage removes an image and returns the layers that nobody uses now, but for
+	// those to be kept, whose rows are gone too. The errors are conflict, naming the VMs
+	// that use it, and not_found.
+	DeleteImage(ctx context.Context, owner uint32, name string, keep []string) (orphans []Layer, err error)
+	// DeleteOrphans removes the layers of no image, but for those to be kept.
+	DeleteOrphans(ctx context.Context, keep []string) (orphans []Layer, err error)
 	Layers(context.Context) ([]Layer, error)
+	Layer(ctx context.Context, digest string) (Layer, bool, error)
+	InsertLayer(context.Context, Layer) error
+	ResizeLayer(ctx context.Context, digest string, size int64) error
 }
 
 // Config is what a Manager needs.
@@ -74,7 +85,9 @@ type Manager struct {
 	mu sync.Mutex // held where layers gain or lose their last image
 
 	busyMu sync.Mutex
-	busy   map[key]bool // what is being imported
+	busy   map[key]bool             // what is being imported
+	claims map[string]chan struct{} // layers that are being made, closed at the end
+	pins   map[string]int           // layers on the way into an image
 }
 
 type key struct {
@@ -90,7 +103,7 @@ func New(c Config) *Manager {
 	if c.MaxEntries == 0 {
 		c.MaxEntries = defaultMaxEntries
 	}
-	return &Manager{Config: c, busy: map[key]bool{}}
+	return &Manager{Config: c, busy: map[key]bool{}, claims: map[string]chan struct{}{}, pins: map[string]int{}}
 }
 
 var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$`)
@@ -150,15 +163,12 @@ func (m *Manager) Remove(ctx context.Context, caller uint32, name string) error 
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	orphans, err := m.Store.DeleteImage(ctx, img.Owner, img.Name)
+	orphans, err := m.Store.DeleteImage(ctx, img.Owner, img.Name, m.pinned())
 	if err != nil {
 		return err
 	}
-	for _, l := range orphans {
-		// From here on the layer is nobody's; what stays is Recover's to remove.
-		if err := m.Ledger.ReleaseOwner(context.WithoutCancel(ctx), layerOwner(l.Dir)); err != nil {
-			return fmt.Errorf("remove image %q: %w", name, err)
-		}
+	if err := m.forget(ctx, orphans); err != nil {
+		return fmt.Errorf("remove image %q: %w", name, err)
 	}
 	return nil
 }
@@ -173,9 +183,13 @@ func (m *Manager) Disks(ctx context.Context, id string) ([]string, error) {
 	if i < 0 {
 		return nil, api.Errorf(api.CodeNotFound, "image %s: no such image", id)
 	}
+	layers := all[i].Layers
+	if all[i].Tail != nil {
+		layers = append(slices.Clone(layers[:maxDisks-1]), *all[i].Tail)
+	}
 	var paths []string
-	for _, l := range all[i].Layers {
-		paths = append(paths, filepath.Join(m.Dirs.Path(l.Dir), layerFile))
+	for _, l := range layers {
+		paths = append(paths, m.path(l.Dir, layerFile))
 	}
 	return paths, nil
 }

@@ -4,14 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync/atomic"
 	"syscall"
@@ -20,9 +18,7 @@ import (
 	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
 
 	"banger/api"
-	"banger/internal/failpoint"
 	"banger/internal/intake"
-	"banger/internal/linux"
 	"banger/internal/resource"
 	"banger/internal/space"
 )
@@ -33,19 +29,18 @@ const (
 	maxOverhead = 4 << 30 // bytes of an archive that are not content
 )
 
-// Import makes an image of a tar archive: plain, or compressed with gzip, zstd or
-// xz. A layer that exists is shared. On an error, and when ctx ends (though r may
+// Import makes an image of a tar archive, plain or compressed with gzip, zstd or xz:
+// that of a root file system, an OCI Image Layout, or what docker save makes. A layer that exists is shared. On an error, and when ctx ends (though r may
 // block), nothing is left; a read of r that is under way then goes on. Errors: invalid,
 // naming the entry; no_space; already_exists; conflict, where the same is being imported.
 func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Reader, report api.Reporter) (Image, error) {
 	if !validName.MatchString(name) {
-		return Image{}, api.Errorf(api.CodeInvalid, "import image %q: not a name of an image", name).
-			WithHint("a name is 1 to 128 of a-z, 0-9, '.', '_', '/' and '-', starting with a letter or digit, with :tag where wanted")
+		return Image{}, badName(name)
 	}
 	if report == nil {
 		report = func(api.Progress) {}
 	}
-	done, err := m.reserve(ctx, owner, name)
+	done, err := m.reserve(ctx, owner, name, false)
 	if err != nil {
 		return Image{}, importError(name, err)
 	}
@@ -53,11 +48,18 @@ func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Re
 	if err := m.Room.Admit(fmt.Sprintf("import image %q", name), intake.Known(r)); err != nil {
 		return Image{}, err
 	}
+	arriving := intake.UntilDone(ctx, r)
+	defer arriving.Close()
+	stream := bufio.NewReaderSize(arriving, bufferSize)
+	if isPacked(stream) {
+		img, err := m.importPacked(ctx, owner, name, stream, report)
+		return img, importError(name, err)
+	}
 	dir := "layers/" + resource.RandomName(8)
 	if _, err := m.Ledger.Acquire(ctx, layerOwner(dir), dirKind, dir, nil); err != nil {
 		return Image{}, importError(name, err)
 	}
-	img, err := m.importInto(ctx, dir, owner, name, r, report)
+	img, err := m.importInto(ctx, dir, owner, name, stream, report)
 	if err != nil || img.Layers[0].Dir != dir { // it came to nothing, or the layer existed
 		rerr := m.Ledger.ReleaseOwner(context.WithoutCancel(ctx), layerOwner(dir))
 		if err == nil && rerr != nil {
@@ -70,14 +72,19 @@ func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Re
 	return img, nil
 }
 
+func badName(name string) error {
+	return api.Errorf(api.CodeInvalid, "import image %q: not a name of an image", name).
+		WithHint("a name is 1 to 128 of a-z, 0-9, '.', '_', '/' and '-', starting with a letter or digit, with :tag where wanted")
+}
+
 // reserve sees that no other import of the same owner makes an image of that name,
 // before anything is read.
-func (m *Manager) reserve(ctx context.Context, owner uint32, name string) (done func(), err error) {
+func (m *Manager) reserve(ctx context.Context, owner uint32, name string, replace bool) (done func(), err error) {
 	all, err := m.Store.Images(ctx)
 	if err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(all, func(i Image) bool { return i.Owner == owner && i.Name == name }) {
+	if !replace && slices.ContainsFunc(all, func(i Image) bool { return i.Owner == owner && i.Name == name }) {
 		return nil, api.Errorf(api.CodeAlreadyExists, "import image %q: an image of that name exists", name).
 			WithHint("banger image rm %s, or choose another name", name)
 	}
@@ -96,71 +103,41 @@ func (m *Manager) reserve(ctx context.Context, owner uint32, name string) (done 
 }
 
 func (m *Manager) importInto(ctx context.Context, dir string, owner uint32, name string, r io.Reader, report api.Reporter) (Image, error) {
-	layer, entries, err := m.writeLayer(ctx, dir, r, report)
+	kept, err := m.createArchive(dir)
+	if err != nil {
+		return Image{}, err
+	}
+	defer kept.Close()
+	keep := &keeper{file: kept}
+	layer := Layer{Dir: dir}
+	w := layerWriter{m: m, dir: dir, disk: true, maxEntries: m.MaxEntries, open: func() io.Reader { return io.TeeReader(r, keep) }}
+	tree, err := w.write(ctx, &layer, report)
+	if kerr := keep.finish(); err == nil {
+		err = kerr
+	}
+	if err == nil {
+		layer.Digest = layer.DiffID
+		err = m.finish(dir, tree, &layer)
+	}
+	if err != nil {
+		return Image{}, err
+	}
+	config, err := json.Marshal(plainConfig(layer.DiffID))
 	if err != nil {
 		return Image{}, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	known, err := m.Store.Layers(ctx)
-	if err != nil {
+	if known, ok, err := m.Store.Layer(ctx, layer.Digest); err != nil {
 		return Image{}, err
+	} else if ok {
+		layer = known
 	}
-	for _, l := range known {
-		if l.Digest == layer.Digest {
-			layer = l
-		}
-	}
-	sum := sha256.Sum256([]byte(layer.Digest + "\n"))
 	img := Image{
-		ID: "sha256:" + hex.EncodeToString(sum[:]), Name: name, Owner: owner,
-		Created: time.Now(), Layers: []Layer{layer}, Entries: entries,
+		ID: digest(config), Name: name, Owner: owner, Config: string(config),
+		Created: time.Now(), Layers: []Layer{layer}, Entries: layer.Entries,
 	}
-	return img, m.Store.InsertImage(ctx, img)
-}
-
-// writeLayer converts the archive into the layer file in dir.
-func (m *Manager) writeLayer(ctx context.Context, dir string, r io.Reader, report api.Reporter) (Layer, int64, error) {
-	path := filepath.Join(m.Dirs.Path(dir), layerFile)
-	out, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o440)
-	if err != nil {
-		return Layer{}, 0, err
-	}
-	defer out.Close()
-	if err := failpoint.Pass("layer", "created"); err != nil {
-		return Layer{}, 0, err
-	}
-
-	arriving := intake.UntilDone(ctx, r)
-	defer arriving.Close()
-	raw := &meter{r: arriving}
-	f := newFilter(&source{raw: raw, sum: sha256.New(), left: m.MaxSize + maxOverhead}, m.MaxSize, m.MaxEntries, func(entries int64) {
-		report(api.Progress{Step: fmt.Sprintf("import (%d entries)", entries), Current: raw.n.Load()})
-	})
-	plain, format, err := intake.Open(raw)
-	f.src.format = format
-	if err != nil {
-		return Layer{}, 0, f.broken(err)
-	}
-	defer plain.Close()
-	f.src.r = plain
-	if err := convert(f, &sparseWriter{f: out, room: m.Room}, 2*m.MaxSize+maxOverhead); err != nil {
-		return Layer{}, 0, err
-	}
-	if err := failpoint.Pass("layer", "written"); err != nil {
-		return Layer{}, 0, err
-	}
-	if err := out.Sync(); err != nil {
-		return Layer{}, 0, err
-	}
-	if err := out.Chmod(0o440); err != nil {
-		return Layer{}, 0, err
-	}
-	size, err := linux.Allocated(path)
-	if err != nil {
-		return Layer{}, 0, err
-	}
-	return Layer{Digest: "sha256:" + hex.EncodeToString(f.src.sum.Sum(nil)), Dir: dir, Size: size}, f.entries, nil
+	return img, m.Store.InsertImage(ctx, img, false)
 }
 
 // convert runs the filter and the writer of the file system side by side. The
@@ -313,6 +290,9 @@ func isNoSpace(err error) bool {
 
 // importError says what was imported, and gives full disks their code.
 func importError(name string, err error) error {
+	if err == nil {
+		return nil
+	}
 	if isNoSpace(err) {
 		return api.Errorf(api.CodeNoSpace, "import image %q: %w", name, err).WithHint("%s", space.Hint)
 	}

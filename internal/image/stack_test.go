@@ -280,7 +280,7 @@ func TestLayersAreMerged(t *testing.T) {
 			for _, tree := range trees {
 				whole = merge(whole, tree)
 			}
-			one := ext4(t, func(out *sparseWriter) error { return writeFlat(out, whole, opened, 1<<30) })
+			one := ext4(t, func(out *sparseWriter) error { return writeFlat(t.Context(), out, whole, opened, 1<<30) })
 			if got := listed(t, mounted(t, one)); !slices.Equal(unlinked(got), unlinked(c.want)) {
 				t.Errorf("flattened: %q, want %q", got, c.want)
 			}
@@ -291,7 +291,9 @@ func TestLayersAreMerged(t *testing.T) {
 			for _, tree := range trees[2:] {
 				tail = overlaid(tail, tree)
 			}
-			rest := ext4(t, func(out *sparseWriter) error { return writeFlat(out, settled(tail, trees[0]), opened, 1<<30) })
+			rest := ext4(t, func(out *sparseWriter) error {
+				return writeFlat(t.Context(), out, settled(tail, trees[0]), opened, 1<<30)
+			})
 			if got := listed(t, mounted(t, paths[0], rest)); !slices.Equal(unlinked(got), unlinked(c.want)) {
 				t.Errorf("tail merged: %q, want %q", got, c.want)
 			}

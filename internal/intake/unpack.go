@@ -55,17 +55,23 @@ func Open(r io.Reader) (io.ReadCloser, Format, error) {
 	if err != nil && err != io.EOF {
 		return nil, Plain, err
 	}
-	format := Plain
-	for _, m := range magics {
-		if bytes.HasPrefix(magic, []byte(m.bytes)) {
-			format = m.format
-		}
-	}
+	format := FormatOf(magic)
 	plain, err := open(b, format)
 	if err != nil {
 		return nil, format, explain(format, err)
 	}
 	return &reader{plain, format}, format, nil
+}
+
+// FormatOf tells how a stream is compressed that begins with head, of which it wants
+// six bytes or all that there are.
+func FormatOf(head []byte) Format {
+	for _, m := range magics {
+		if bytes.HasPrefix(head, []byte(m.bytes)) {
+			return m.format
+		}
+	}
+	return Plain
 }
 
 func open(r io.Reader, format Format) (io.ReadCloser, error) {

@@ -32,18 +32,18 @@ func TestVMOfRemovedParts(t *testing.T) {
 		t.Errorf("without the image: got %v", err)
 	}
 	for range 20 {
-		if err := db.InsertImage(t.Context(), img); err != nil {
+		if err := db.InsertImage(t.Context(), img, false); err != nil {
 			t.Fatal(err)
 		}
 		var made, removed error
 		var both sync.WaitGroup
 		both.Go(func() { made = db.InsertVM(t.Context(), rec) })
-		both.Go(func() { _, removed = db.DeleteImage(t.Context(), img.Owner, img.Name) })
+		both.Go(func() { _, removed = db.DeleteImage(t.Context(), img.Owner, img.Name, nil) })
 		both.Wait()
 		switch {
 		case made == nil && api.CodeOf(removed) == api.CodeConflict:
 			err := db.DeleteVM(t.Context(), rec.ID)
-			if _, derr := db.DeleteImage(t.Context(), img.Owner, img.Name); err != nil || derr != nil {
+			if _, derr := db.DeleteImage(t.Context(), img.Owner, img.Name, nil); err != nil || derr != nil {
 				t.Fatal(err, derr)
 			}
 		case removed == nil && api.CodeOf(made) == api.CodeNotFound:
@@ -51,7 +51,7 @@ func TestVMOfRemovedParts(t *testing.T) {
 			t.Fatalf("made: %v; removed: %v", made, removed)
 		}
 	}
-	if err := db.InsertImage(t.Context(), img); err != nil {
+	if err := db.InsertImage(t.Context(), img, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.DeleteKernel(t.Context(), krn.Name); err != nil {

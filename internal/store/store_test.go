@@ -89,7 +89,7 @@ func testVM(name string) vm.Record {
 func filled(t *testing.T, path string) *DB {
 	t.Helper()
 	db := open(t, path)
-	must(t, db.InsertImage(t.Context(), testImage("i")))
+	must(t, db.InsertImage(t.Context(), testImage("i"), false))
 	must(t, db.InsertKernel(t.Context(), testKernel("k", 1)))
 	must(t, db.InsertVM(t.Context(), testVM("v")))
 	return db
@@ -171,7 +171,7 @@ func TestDamaged(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "banger.db")
 	db := filled(t, path)
 	for i := range 100 {
-		must(t, db.InsertImage(t.Context(), testImage(fmt.Sprint("more", i))))
+		must(t, db.InsertImage(t.Context(), testImage(fmt.Sprint("more", i)), false))
 	}
 	must(t, db.Close())
 	whole, err := os.ReadFile(path)
@@ -205,7 +205,7 @@ func TestDamaged(t *testing.T) {
 func TestTakenNames(t *testing.T) {
 	db := filled(t, filepath.Join(t.TempDir(), "banger.db"))
 	ctx := t.Context()
-	expect(t, db.InsertImage(ctx, testImage("i")), api.CodeAlreadyExists, `import image "i"`, "banger image rm i")
+	expect(t, db.InsertImage(ctx, testImage("i"), false), api.CodeAlreadyExists, `import image "i"`, "banger image rm i")
 	expect(t, db.InsertKernel(ctx, testKernel("k", 2)), api.CodeAlreadyExists, `import kernel "k"`, "banger kernel rm k")
 	again := testVM("v")
 	again.ID = "another"
@@ -214,7 +214,7 @@ func TestTakenNames(t *testing.T) {
 	// The same name is another user's to take, and shares the layers.
 	theirs := testImage("i")
 	theirs.Owner = 1000
-	must(t, db.InsertImage(ctx, theirs))
+	must(t, db.InsertImage(ctx, theirs, false))
 	if layers, err := db.Layers(ctx); err != nil || len(layers) != 2 {
 		t.Errorf("layers %v, %v", layers, err)
 	}
@@ -287,7 +287,7 @@ func TestRemoval(t *testing.T) {
 	ctx := t.Context()
 	must(t, db.InsertVM(ctx, testVM("w")))
 	remove := func(owner uint32, name string) error {
-		_, err := db.DeleteImage(ctx, owner, name)
+		_, err := db.DeleteImage(ctx, owner, name, nil)
 		return err
 	}
 	expect(t, remove(0, "i"), api.CodeConflict, `remove image "i": used by VM v, w`, "banger vm delete v w")
@@ -299,21 +299,21 @@ func TestRemoval(t *testing.T) {
 	// A second name for the same image lets the first one go.
 	alias := testImage("i")
 	alias.Name = "alias"
-	must(t, db.InsertImage(ctx, alias))
+	must(t, db.InsertImage(ctx, alias, false))
 	must(t, remove(0, "alias"))
-	must(t, db.InsertImage(ctx, alias))
+	must(t, db.InsertImage(ctx, alias, false))
 	must(t, remove(0, "i"))
 	expect(t, remove(0, "alias"), api.CodeConflict, "used by VM v, w", "")
 
 	for _, id := range []string{"id-v", "id-w"} {
 		must(t, db.DeleteVM(ctx, id))
 	}
-	must(t, db.InsertImage(ctx, testImage("j"))) // shares the layer base
-	orphans, err := db.DeleteImage(ctx, 0, "alias")
+	must(t, db.InsertImage(ctx, testImage("j"), false)) // shares the layer base
+	orphans, err := db.DeleteImage(ctx, 0, "alias", nil)
 	if err != nil || len(orphans) != 1 || orphans[0].Digest != "i" {
 		t.Errorf("orphans %v, %v; want the layer i", orphans, err)
 	}
-	orphans, err = db.DeleteImage(ctx, 0, "j")
+	orphans, err = db.DeleteImage(ctx, 0, "j", nil)
 	if err != nil || len(orphans) != 2 {
 		t.Errorf("orphans %v, %v; want both layers of j", orphans, err)
 	}
@@ -362,7 +362,7 @@ func TestDiskFull(t *testing.T) {
 	for i := 0; ; i++ {
 		img := testImage(fmt.Sprint("n", i))
 		img.ID = big
-		if err = db.InsertImage(t.Context(), img); err != nil {
+		if err = db.InsertImage(t.Context(), img, false); err != nil {
 			break
 		}
 		kept++
@@ -401,10 +401,10 @@ func TestCancelled(t *testing.T) {
 	db := filled(t, filepath.Join(t.TempDir(), "banger.db"))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := db.InsertImage(ctx, testImage("j")); err == nil || strings.Contains(err.Error(), "\n") {
+	if err := db.InsertImage(ctx, testImage("j"), false); err == nil || strings.Contains(err.Error(), "\n") {
 		t.Errorf("got %v, want one line", err)
 	}
-	must(t, db.InsertImage(t.Context(), testImage("j"))) // no transaction is left open
+	must(t, db.InsertImage(t.Context(), testImage("j"), false)) // no transaction is left open
 }
 
 // Nobody but root may read the keys of VMs, also where the file is older than that rule.

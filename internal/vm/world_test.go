@@ -109,7 +109,7 @@ func newWorld(t tester) *world {
 	db := w.open()
 	defer db.Close()
 	ctx := context.Background()
-	if err := db.InsertImage(ctx, image.Image{ID: "sha256:debian", Name: "debian", Layers: []image.Layer{{Digest: "sha256:layer", Dir: "layers/debian"}}}); err != nil {
+	if err := db.InsertImage(ctx, image.Image{ID: "sha256:debian", Name: "debian", Layers: []image.Layer{{Digest: "sha256:layer", Dir: "layers/debian"}}}, false); err != nil {
 		t.Fatal(err)
 	}
 	if err := db.InsertKernel(ctx, kernel.Kernel{Name: "linux", Dir: "kernels/linux", Default: true}); err != nil {

@@ -1,0 +1,329 @@
+package image
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"banger/api"
+	"banger/internal/intake"
+	"banger/internal/resource"
+)
+
+// Limits of an archive that has images in it, rather than the files of one.
+const (
+	maxPackedFiles = 10_000
+	maxManifest    = 4 << 20 // bytes of a JSON document
+	maxIndexes     = 4       // within each other
+)
+
+// packedNames are the names with which such archives begin: those of an OCI Image
+// Layout, and of what docker save and podman save make.
+var packedNames = regexp.MustCompile(`^(oci-layout|index\.json|manifest\.json|repositories|blobs(/.*)?|(sha256:)?[0-9a-f]{64}(\.json|\.tar|\.tar\.gz|/.*)?)$`)
+
+// isPacked looks at the beginning of a stream, which it does not consume: whether it
+// is an archive of images.
+func isPacked(r *bufio.Reader) bool {
+	for _, n := range []int{4 << 10, 64 << 10, bufferSize} {
+		head, err := r.Peek(n)
+		plain, _, oerr := intake.Open(bytes.NewReader(head))
+		if oerr == nil {
+			name, ok := firstName(plain)
+			plain.Close()
+			if ok {
+				return packedNames.MatchString(name)
+			}
+		}
+		if err != nil {
+			return false
+		}
+	}
+	return false
+}
+
+// firstName is the name of the first entry of an archive that is not its root.
+func firstName(r io.Reader) (string, bool) {
+	for in := tar.NewReader(r); ; {
+		hdr, err := in.Next()
+		if err != nil {
+			return "", false
+		}
+		if name := path.Clean(hdr.Name); name != "." {
+			return name, true
+		}
+	}
+}
+
+// packed is an archive of images, unpacked into a directory of numbered files.
+type packed struct {
+	dir   string
+	files map[string]string // paths in dir, by the name in the archive
+	links map[string]string
+}
+
+// importPacked makes an image of an archive of one.
+func (m *Manager) importPacked(ctx context.Context, owner uint32, name string, r io.Reader, report api.Reporter) (img Image, err error) {
+	dir := "layers/" + resource.RandomName(8)
+	if _, err := m.Ledger.Acquire(ctx, layerOwner(dir), dirKind, dir, nil); err != nil {
+		return Image{}, err
+	}
+	defer func() {
+		err = errors.Join(err, m.Ledger.ReleaseOwner(context.WithoutCancel(ctx), layerOwner(dir)))
+	}()
+	p, err := m.unpack(m.Dirs.Path(dir), r, report)
+	if err != nil {
+		return Image{}, err
+	}
+	art, err := p.artifact()
+	if err != nil {
+		return Image{}, err
+	}
+	return m.add(ctx, owner, name, false, art, report)
+}
+
+// unpack writes the files of the archive into dir.
+func (m *Manager) unpack(dir string, r io.Reader, report api.Reporter) (*packed, error) {
+	plain, _, err := intake.Open(r)
+	if err != nil {
+		return nil, api.Errorf(api.CodeInvalid, "archive is damaged: %w", err)
+	}
+	defer plain.Close()
+	p := &packed{dir: dir, files: map[string]string{}, links: map[string]string{}}
+	left := m.MaxSize + maxOverhead
+	in, buf := tar.NewReader(plain), make([]byte, bufferSize)
+	for n := 0; ; n++ {
+		hdr, err := in.Next()
+		if err == io.EOF {
+			return p, nil
+		}
+		if err != nil {
+			return nil, api.Errorf(api.CodeInvalid, "archive is damaged or truncated: %w", err)
+		}
+		name, err := cleanPath(hdr.Name)
+		switch {
+		case err != nil:
+			return nil, invalid(hdr.Name, err)
+		case n == maxPackedFiles:
+			return nil, api.Errorf(api.CodeInvalid, "archive of an image has more than %d files", maxPackedFiles)
+		case hdr.Typeflag == tar.TypeSymlink: // docker save of its time had one for a layer that is there twice
+			p.links[name] = path.Join(path.Dir(name), hdr.Linkname)
+		case hdr.Typeflag == tar.TypeLink:
+			p.links[name] = path.Clean(hdr.Linkname)
+		case hdr.Typeflag != tar.TypeReg:
+			continue
+		}
+		if hdr.Typeflag != tar.TypeReg {
+			continue
+		}
+		if left -= hdr.Size; left < 0 {
+			return nil, api.Errorf(api.CodeInvalid, "entry %s: archive is too large", quote(hdr.Name))
+		}
+		report(api.Progress{Step: "unpack", Current: m.MaxSize + maxOverhead - left})
+		file := filepath.Join(dir, strconv.Itoa(n))
+		if err := writeFile(file, in, buf); err != nil {
+			return nil, fmt.Errorf("entry %s: %w", quote(hdr.Name), err)
+		}
+		p.files[name] = file
+	}
+}
+
+func writeFile(name string, r io.Reader, buf []byte) error {
+	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.CopyBuffer(struct{ io.Writer }{file}, onlyReader{r}, buf)
+	return errors.Join(err, file.Close())
+}
+
+// file is the path of what the archive has under a name.
+func (p *packed) file(name string) (string, error) {
+	name = path.Clean(name)
+	for range maxHops {
+		if file, ok := p.files[name]; ok {
+			return file, nil
+		}
+		to, ok := p.links[name]
+		if !ok {
+			break
+		}
+		name = to
+	}
+	return "", api.Errorf(api.CodeInvalid, "archive of an image lacks %s", quote(name))
+}
+
+// document reads a JSON document of the archive.
+func (p *packed) document(name string) ([]byte, error) {
+	file, err := p.file(name)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxManifest+1))
+	if len(data) > maxManifest {
+		return nil, api.Errorf(api.CodeInvalid, "%s has more than %d bytes", quote(name), maxManifest)
+	}
+	return data, err
+}
+
+func blobName(h v1.Hash) string { return path.Join("blobs", h.Algorithm, h.Hex) }
+
+// blob reads a JSON document by its digest.
+func (p *packed) blob(h v1.Hash) ([]byte, error) {
+	data, err := p.document(blobName(h))
+	if err == nil && digest(data) != h.String() {
+		return nil, api.Errorf(api.CodeInvalid, "blob %s: its content has the digest %s", quote(h.String()), digest(data))
+	}
+	return data, err
+}
+
+func (p *packed) artifact() (Artifact, error) {
+	if _, err := p.file("index.json"); err == nil {
+		return p.layout()
+	}
+	return p.saved()
+}
+
+// layout reads an OCI Image Layout.
+func (p *packed) layout() (Artifact, error) {
+	data, err := p.document("index.json")
+	if err != nil {
+		return Artifact{}, err
+	}
+	h, err := choose(data, p.blob)
+	if err != nil {
+		return Artifact{}, err
+	}
+	data, err = p.blob(h)
+	if err != nil {
+		return Artifact{}, err
+	}
+	manifest, err := v1.ParseManifest(bytes.NewReader(data))
+	if err != nil {
+		return Artifact{}, api.Errorf(api.CodeInvalid, "manifest %s: %w", h, err)
+	}
+	config, err := p.blob(manifest.Config.Digest)
+	if err != nil {
+		return Artifact{}, err
+	}
+	art := Artifact{Config: config, Manifest: h.String(), Source: "archive"}
+	for _, l := range manifest.Layers {
+		file, err := p.file(blobName(l.Digest))
+		if err != nil {
+			return Artifact{}, err
+		}
+		art.Layers = append(art.Layers, fileBlob(file, l.Digest.String(), l.Size))
+	}
+	return art, nil
+}
+
+// choose follows indexes to the one manifest for this host.
+func choose(index []byte, blob func(v1.Hash) ([]byte, error)) (v1.Hash, error) {
+	for range maxIndexes {
+		parsed, err := v1.ParseIndexManifest(bytes.NewReader(index))
+		if err != nil {
+			return v1.Hash{}, api.Errorf(api.CodeInvalid, "index of images: %w", err)
+		}
+		chosen, err := forHost(parsed.Manifests)
+		if err != nil {
+			return v1.Hash{}, err
+		}
+		if !chosen.MediaType.IsIndex() {
+			return chosen.Digest, nil
+		}
+		if index, err = blob(chosen.Digest); err != nil {
+			return v1.Hash{}, err
+		}
+	}
+	return v1.Hash{}, api.Errorf(api.CodeInvalid, "indexes of images within each other, more than %d deep", maxIndexes)
+}
+
+// forHost is the one of several manifests that is for this machine.
+func forHost(all []v1.Descriptor) (v1.Descriptor, error) {
+	var fit []v1.Descriptor
+	var names []string
+	for _, d := range all {
+		p := d.Platform
+		attests := p != nil && p.OS == "unknown" || d.Annotations["vnd.docker.reference.type"] != ""
+		image := d.MediaType.IsIndex() || d.MediaType.IsImage() || d.MediaType == ""
+		if !image || attests {
+			continue
+		}
+		names = append(names, cmp.Or(d.Annotations["org.opencontainers.image.ref.name"], d.Digest.String()))
+		if p == nil || p.Architecture == "" || p.OS == "linux" && p.Architecture == runtime.GOARCH {
+			fit = append(fit, d)
+		}
+	}
+	fit = slices.CompactFunc(fit, func(a, b v1.Descriptor) bool { return a.Digest == b.Digest })
+	switch {
+	case len(fit) == 1:
+		return fit[0], nil
+	case len(names) == 0:
+		return v1.Descriptor{}, api.Errorf(api.CodeInvalid, "there is no image in it")
+	case len(fit) == 0:
+		return v1.Descriptor{}, api.Errorf(api.CodeUnsupported, "the image is not for linux/%s", runtime.GOARCH).WithHint("ask for one of this platform")
+	}
+	return v1.Descriptor{}, api.Errorf(api.CodeInvalid, "there are %d images in it: %s", len(fit), quote(strings.Join(names, ", "))).
+		WithHint("save one image at a time")
+}
+
+// saved reads what docker save of its time and podman save make.
+func (p *packed) saved() (Artifact, error) {
+	data, err := p.document("manifest.json")
+	if err != nil {
+		return Artifact{}, err
+	}
+	var images []struct {
+		Config   string
+		RepoTags []string
+		Layers   []string
+	}
+	if err := json.Unmarshal(data, &images); err != nil {
+		return Artifact{}, api.Errorf(api.CodeInvalid, "manifest.json: %w", err)
+	}
+	if len(images) != 1 {
+		var tags []string
+		for _, i := range images {
+			tags = append(tags, i.RepoTags...)
+		}
+		return Artifact{}, api.Errorf(api.CodeInvalid, "there are %d images in it: %s", len(images), quote(strings.Join(tags, ", "))).
+			WithHint("save one image at a time")
+	}
+	config, err := p.document(images[0].Config)
+	if err != nil {
+		return Artifact{}, err
+	}
+	art := Artifact{Config: config, Source: "archive"}
+	for _, name := range images[0].Layers {
+		file, err := p.file(name)
+		if err != nil {
+			return Artifact{}, err
+		}
+		art.Layers = append(art.Layers, fileBlob(file, "", -1))
+	}
+	return art, nil
+}
+
+func fileBlob(file, digest string, size int64) Blob {
+	return Blob{Digest: digest, Size: size, Open: func(context.Context) (io.ReadCloser, error) { return os.Open(file) }}
+}
