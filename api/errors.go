@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 )
 
 // Code says what kind of error occurred. The set is closed: the same codes are
@@ -110,6 +111,16 @@ func AsError(err error) *Error {
 		return inner
 	}
 	return &Error{Code: inner.Code, Message: err.Error(), Hint: inner.Hint, Object: inner.Object, cause: err}
+}
+
+// About says what err is about, such as `start VM "api"`, unless it says so itself.
+// Nil stays nil.
+func About(err error, format string, args ...any) error {
+	what := fmt.Sprintf(format, args...)
+	if err == nil || strings.HasPrefix(err.Error(), what) {
+		return err
+	}
+	return fmt.Errorf("%s: %w", what, err)
 }
 
 // CodeOf returns the code of err, CodeInternal where it has none.

@@ -165,7 +165,7 @@ func (m *Manager) Remove(ctx context.Context, caller uint32, name string) error 
 	defer m.mu.Unlock()
 	orphans, err := m.Store.DeleteImage(ctx, img.Owner, img.Name, m.pinned())
 	if err != nil {
-		return err
+		return api.About(err, "remove image %q", name)
 	}
 	if err := m.forget(ctx, orphans); err != nil {
 		return fmt.Errorf("remove image %q: %w", name, err)

@@ -117,7 +117,7 @@ func (m *Manager) build(ctx context.Context, name, source string, report api.Rep
 	id := resource.RandomName(6)
 	ref, err := m.Ledger.Acquire(ctx, "kernel/"+id, dirKind, "kernels/"+id, nil)
 	if err != nil {
-		return Kernel{}, err
+		return Kernel{}, explain(ctx, name, err)
 	}
 	defer func() {
 		if err != nil {
@@ -167,7 +167,7 @@ func (m *Manager) build(ctx context.Context, name, source string, report api.Rep
 	return k, nil
 }
 
-// explain gives an error that is not the package's its code.
+// explain says what an error is about, and gives one that is not the package's its code.
 func explain(ctx context.Context, name string, err error) error {
 	switch {
 	case ctx.Err() != nil:
@@ -175,7 +175,10 @@ func explain(ctx context.Context, name string, err error) error {
 	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return api.Errorf(api.CodeNoSpace, "import kernel %q: %w", name, err).WithHint("%s", space.Hint)
 	}
-	return err
+	if _, worded := errors.AsType[*api.Error](err); worded {
+		return err
+	}
+	return api.About(err, "import kernel %q", name)
 }
 
 // assemble makes the files of a bundle in dir of packages, unpacking them in work.
@@ -279,10 +282,10 @@ func (m *Manager) Remove(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := m.Store.DeleteKernel(ctx, name); err != nil {
-		return err
+	if err = m.Store.DeleteKernel(ctx, name); err == nil {
+		err = m.Ledger.ReleaseOwner(ctx, ownerOf(k))
 	}
-	return m.Ledger.ReleaseOwner(ctx, ownerOf(k))
+	return api.About(err, "remove kernel %q", name)
 }
 
 func ownerOf(k Kernel) string { return "kernel/" + filepath.Base(k.Dir) }

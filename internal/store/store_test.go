@@ -236,7 +236,7 @@ func TestTakenAddresses(t *testing.T) {
 	second.IP = first.IP
 	expect(t, db.UpdateVM(ctx, second), api.CodeConflict, `change VM "second"`, "try again")
 	second.IP, second.Name = netip.Addr{}, "first"
-	expect(t, db.UpdateVM(ctx, second), api.CodeAlreadyExists, `rename VM to "first"`, "banger vm list")
+	expect(t, db.UpdateVM(ctx, second), api.CodeAlreadyExists, `rename to "first"`, "banger vm list")
 	second.Name = "renamed"
 	must(t, db.UpdateVM(ctx, second))
 	vms, err := db.VMs(ctx)

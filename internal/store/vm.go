@@ -66,7 +66,7 @@ func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
 		return addressTaken("change", r)
 	}
 	if isUnique(err) {
-		return api.Errorf(api.CodeAlreadyExists, "rename VM to %q: a VM of that name exists", r.Name).WithHint("banger vm list")
+		return api.Errorf(api.CodeAlreadyExists, "rename to %q: a VM of that name exists", r.Name).WithHint("banger vm list")
 	}
 	return err
 }

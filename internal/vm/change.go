@@ -17,7 +17,8 @@ import (
 func (s *Service) Set(_ context.Context, caller uint32, ref string, req api.SetVM) (api.Operation, error) {
 	return s.operate(caller, ref, "vm.set", func(ctx context.Context, o *owner, report api.Reporter) error {
 		return o.alter(ctx, func(ctx context.Context, rec Record, l *live, _ api.Reporter) (Record, error) {
-			return s.set(ctx, o, rec, l, req)
+			to, err := s.set(ctx, o, rec, l, req)
+			return to, api.About(err, "change VM %q", rec.Name)
 		}, report)
 	})
 }

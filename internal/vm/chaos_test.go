@@ -222,17 +222,18 @@ func (w *world) lie() string {
 	if err != nil || len(recs) != len(vms) {
 		return fmt.Sprintf("%d VMs are listed, %d are in the database: %v", len(vms), len(recs), err)
 	}
+	pids, known := w.pids(), map[string]bool{}
 	running := map[string]bool{}
 	for _, v := range vms {
-		m := w.machines.of(v.ID)
-		if (v.State == api.VMRunning) != (m != nil) {
-			return fmt.Sprintf("VM %q is %s, and a VMM of it runs: %t", v.Name, v.State, m != nil)
+		pid, runs := pids[v.ID]
+		if (v.State == api.VMRunning) != runs || v.PID != pid {
+			return fmt.Sprintf("VM %q is %s, in process %d; its VMM is process %d", v.Name, v.State, v.PID, pid)
 		}
-		running["vm/"+v.ID+"/run"] = m != nil
+		running["vm/"+v.ID+"/run"], known[v.ID] = runs, true
 	}
-	for _, m := range w.machines.running() {
-		if !running["vm/"+m.ID+"/run"] {
-			return fmt.Sprintf("a VMM runs of %s", m.ID)
+	for id := range pids {
+		if !known[id] {
+			return fmt.Sprintf("a VMM runs of %s", id)
 		}
 	}
 	refs, err := w.db.Resources(ctx, "")

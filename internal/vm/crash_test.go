@@ -25,8 +25,9 @@ import (
 type action struct {
 	before func(*world) error // beside the creation of the VM "a"
 	do     func(*world) error
-	spares bool // whether "a" runs before and is to run after it, whatever happens
-	ends   bool // whether "a" may be gone after it
+	undone func(*world) error // checks what there is where the daemon has reported an error
+	spares bool               // whether "a" runs before and is to run after it, whatever happens
+	ends   bool               // whether "a" may be gone after it
 }
 
 // actions are all of them that change what there is on a host.
@@ -34,6 +35,9 @@ var actions = map[string]action{
 	"create": {do: func(w *world) error {
 		_, op, err := w.svc.Create(context.Background(), 0, api.CreateVM{Name: "b", Start: true, Network: api.NetworkBridge})
 		return w.wait(op, err)
+	}, undone: func(w *world) error {
+		_, err := w.svc.Get(context.Background(), 0, "b")
+		return absent("VM b", err)
 	}},
 	"start": {do: startA, before: func(w *world) error { return os.RemoveAll(filepath.Join(w.state, "cache")) }},
 	"stop":  {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Stop(context.Background(), 0, "a", time.Minute) })},
@@ -44,7 +48,7 @@ var actions = map[string]action{
 	"delete --force": {ends: true, before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", true) })},
 	"restart":        {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Restart(context.Background(), 0, "a", time.Minute) })},
 	"reset":          {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Reset(context.Background(), 0, "a") })},
-	"promote":        {do: onA(func(w *world) (api.Operation, error) { return w.svc.Promote(context.Background(), 0, "a", "image") })},
+	"promote":        {undone: noImage("image"), do: onA(func(w *world) (api.Operation, error) { return w.svc.Promote(context.Background(), 0, "a", "image") })},
 	"set": {spares: true, before: startA, do: func(w *world) error {
 		size := int64(128 << 20)
 		v, err := w.svc.Get(context.Background(), 0, "a")
@@ -57,17 +61,31 @@ var actions = map[string]action{
 		return w.wait(w.svc.Set(context.Background(), 0, v.ID, api.SetVM{Name: new("b"), RootSize: &size, DiskSize: &size, NAT: new(!v.NAT)}))
 	}},
 	"image import":                          {spares: true, before: startA, do: func(w *world) error { return w.importImage("other", "false") }},
-	"image import of a layer that there is": {do: func(w *world) error { return w.importImage("other", "true") }},
+	"image import of a layer that there is": {undone: noImage("other"), do: func(w *world) error { return w.importImage("other", "true") }},
 	"image remove": {
 		before: func(w *world) error { return w.importImage("other", "false") },
 		do:     func(w *world) error { return w.images.Remove(context.Background(), 0, "other") },
 	},
-	"kernel import": {do: importKernel},
-	"kernel pull": {do: func(w *world) error {
+	"kernel import": {undone: noKernel("other"), do: importKernel},
+	"kernel pull": {undone: noKernel("6.1-test"), do: func(w *world) error {
 		_, err := w.kernels.Pull(context.Background(), func(api.Progress) {})
 		return err
 	}},
 	"kernel remove": {before: importKernel, do: func(w *world) error { return w.kernels.Remove(context.Background(), "other") }},
+}
+
+func noImage(name string) func(*world) error {
+	return func(w *world) error {
+		_, err := w.images.Get(context.Background(), 0, name)
+		return absent("image "+name, err)
+	}
+}
+
+func noKernel(name string) func(*world) error {
+	return func(w *world) error {
+		_, err := w.kernels.Get(context.Background(), name)
+		return absent("kernel "+name, err)
+	}
 }
 
 // onA is a request about "a".
@@ -193,7 +211,7 @@ func (c *crashes) world() *world {
 func (c *crashes) trace(name string) []string {
 	w := c.world()
 	trace := filepath.Join(w.run, "trace")
-	if status, said := w.spawn(name, failpoint.EnvTrace+"="+trace); status != exitDone {
+	if status, said := w.spawn(name, false, failpoint.EnvTrace+"="+trace); status != exitDone {
 		c.t.Fatalf("%s: status %d: %s\n%s", name, status, said, w.log.text)
 	}
 	text, err := os.ReadFile(trace)
@@ -213,14 +231,14 @@ func (c *crashes) crash(name, point string, again int) {
 		return // one is enough to look at
 	}
 	w := c.world()
-	switch status, said := w.spawn(name, failpoint.Env+"="+point); status {
+	switch status, said := w.spawn(name, false, failpoint.Env+"="+point); status {
 	case -1:
 		c.died.Add(1)
 	case exitDone:
 	default:
 		c.t.Errorf("status %d: %s", status, said)
 	}
-	if status, said := w.spawn("", fmt.Sprintf("%s=*:%d", failpoint.Env, again)); status != -1 && status != exitDone {
+	if status, said := w.spawn("", false, fmt.Sprintf("%s=*:%d", failpoint.Env, again)); status != -1 && status != exitDone {
 		c.t.Errorf("recovery: status %d: %s", status, said)
 	}
 	w.aftermath(name)
@@ -231,11 +249,7 @@ func (c *crashes) crash(name, point string, again int) {
 
 // aftermath looks at a world in which an action was begun, and clears it away.
 func (w *world) aftermath(name string) {
-	a := actions[name]
-	pids := map[string]int{} // before anybody looks after them
-	for _, m := range w.machines.running() {
-		pids[m.ID] = m.cmd.Process.Pid
-	}
+	pids := w.pids() // before anybody looks after them
 	if err := w.boot(0); err != nil {
 		w.t.Errorf("recovery: %v", err)
 	}
@@ -244,6 +258,14 @@ func (w *world) aftermath(name string) {
 	if err := w.boot(0); err != nil {
 		w.t.Errorf("second recovery: %v", err)
 	}
+	w.afterwards(name, pids)
+	w.down()
+}
+
+// afterwards checks that a daemon tells the truth after an action, which may not have
+// come to its end, can do it once more, and clears all away.
+func (w *world) afterwards(name string, pids map[string]int) {
+	a := actions[name]
 	w.agree()
 	w.intact(a, pids)
 	if err := a.do(w); err != nil && (api.CodeOf(err) == api.CodeInternal || err.Error() == "") {
@@ -252,7 +274,6 @@ func (w *world) aftermath(name string) {
 	w.agree()
 	w.intact(a, pids)
 	w.clear()
-	w.down()
 }
 
 // intact checks what no crash may touch.

@@ -34,6 +34,7 @@ type duty struct {
 	State, Run, Installed string
 	VMMs                  string // the socket to ask for machines
 	Action                string // which it prepares and does; none: it only recovers
+	Clears                bool   // whether it looks after that at what there is, and clears it away
 }
 
 // The exit statuses of such a daemon, beside its death.
@@ -45,9 +46,9 @@ const (
 
 // spawn runs a daemon with a duty and a failpoint to its end. It returns its exit
 // status, -1 where it was killed, and what it printed.
-func (w *world) spawn(action string, env ...string) (status int, said string) {
+func (w *world) spawn(action string, clears bool, env ...string) (status int, said string) {
 	w.t.Helper()
-	text, err := json.Marshal(duty{w.state, w.run, w.installed, w.machines.socket, action})
+	text, err := json.Marshal(duty{w.state, w.run, w.installed, w.machines.socket, action, clears})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -86,9 +87,16 @@ func runDaemon() int {
 	w.must(armed())
 	status := exitDone
 	if known {
-		if err := act.do(w); err != nil {
+		pids := w.pids()
+		err := act.do(w)
+		failpoint.Arm(nil)
+		if err != nil {
 			fmt.Println(err)
 			status = exitRefused
+		}
+		if d.Clears {
+			w.refused(act, err)
+			w.afterwards(d.Action, pids)
 		}
 	}
 	w.down()
@@ -159,10 +167,15 @@ func serveMachines(t tester) *machineServer {
 		}
 		_, _ = fmt.Fprint(rw, inst.PID()) // who asked may have died
 	})
-	mux.HandleFunc("POST /power/{world}/{id}", func(_ http.ResponseWriter, r *http.Request) {
-		if m := s.world(r.PathValue("world")).of(r.PathValue("id")); m != nil {
+	mux.HandleFunc("POST /pids/{world}", func(rw http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(rw).Encode(s.world(r.PathValue("world")).pids())
+	})
+	mux.HandleFunc("POST /power/{world}/{id}", func(rw http.ResponseWriter, r *http.Request) {
+		m := s.world(r.PathValue("world")).of(r.PathValue("id"))
+		if m != nil {
 			_ = instance{m, true}.PowerButton(r.Context()) // it may have ended
 		}
+		_ = json.NewEncoder(rw).Encode(m != nil)
 	})
 	server := &http.Server{Handler: mux}
 	ended := make(chan struct{})
@@ -194,9 +207,9 @@ func (remoteDriver) Check(context.Context) (vmm.Info, error) {
 	return vmm.Info{Binary: "/bin/cat", Version: "1", Accel: "none"}, nil
 }
 
-// ask has the server do something.
-func (d remoteDriver) ask(ctx context.Context, what string, body any) error {
-	text, err := json.Marshal(body)
+// ask has the server do something with what it is given, and decodes its answer.
+func (d remoteDriver) ask(ctx context.Context, what string, given, answer any) error {
+	text, err := json.Marshal(given)
 	if err != nil {
 		return err
 	}
@@ -206,18 +219,21 @@ func (d remoteDriver) ask(ctx context.Context, what string, body any) error {
 	if err != nil {
 		return err
 	}
-	answer, err := transport.RoundTrip(request)
+	response, err := transport.RoundTrip(request)
 	if err != nil {
 		return err
 	}
-	if answer.StatusCode != http.StatusOK {
-		err = fmt.Errorf("%s: %s", what, answer.Status)
+	if response.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s", what, response.Status)
+	} else {
+		err = json.NewDecoder(response.Body).Decode(answer)
 	}
-	return errors.Join(err, answer.Body.Close())
+	return errors.Join(err, response.Body.Close())
 }
 
 func (d remoteDriver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error) {
-	if err := d.ask(ctx, "start/"+d.installed, m); err != nil {
+	var pid int
+	if err := d.ask(ctx, "start/"+d.installed, m, &pid); err != nil {
 		return nil, err
 	}
 	return d.Attach(ctx, m)
@@ -263,7 +279,7 @@ func (i *remoteInstance) Dial(ctx context.Context) (net.Conn, error) {
 func (i *remoteInstance) Channel() vmm.Channel { return vmm.ChannelSerial }
 
 func (i *remoteInstance) PowerButton(ctx context.Context) error {
-	return i.driver.ask(ctx, "power/"+i.driver.installed+"/"+i.ID, nil)
+	return i.driver.ask(ctx, "power/"+i.driver.installed+"/"+i.ID, nil, new(bool))
 }
 
 func (i *remoteInstance) ResizeDisk(_ context.Context, disk int, size int64) error {

@@ -81,6 +81,15 @@ func (m *machine) dead() bool {
 	return err != nil || len(pids) == 0
 }
 
+// pids returns the processes of the VMMs that have not ended, by the id of the VM.
+func (h *machines) pids() map[string]int {
+	pids := map[string]int{}
+	for _, m := range h.running() {
+		pids[m.ID] = m.cmd.Process.Pid
+	}
+	return pids
+}
+
 // of returns the machine of the VM id, or nil.
 func (h *machines) of(id string) *machine {
 	for _, m := range h.running() {

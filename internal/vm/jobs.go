@@ -186,7 +186,7 @@ func (s *Service) destroy(ctx context.Context, rec Record, _ *live) error {
 	if err := s.ledger.ReleaseOwner(ctx, ownerOf(rec.ID)); err != nil {
 		return fmt.Errorf("delete VM %q: %w", rec.Name, err)
 	}
-	return s.store.DeleteVM(ctx, rec.ID)
+	return api.About(s.store.DeleteVM(ctx, rec.ID), "delete VM %q", rec.Name)
 }
 
 // releaseRun gives back what a VM holds while it runs, its VMM first of all.

@@ -32,6 +32,7 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 			err = cmp.Or(ctx.Err(), err) // what a cancelled one met is not why it ended
 		}
 		err = errors.Join(err, s.ledger.ReleaseOwner(after, readOwnerOf(rec.ID)))
+		err = api.About(err, "promote VM %q", rec.Name)
 	}()
 	if err := s.releaseRun(rec); err != nil { // as before a start
 		return err
@@ -43,12 +44,12 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 	only.CPUs, only.Memory, only.DiskSize, only.Network, only.Init, only.HostKey = 1, readMemory, 0, api.NetworkNone, false, ""
 	b, err := s.boot(ctx, readOwnerOf(rec.ID), only, newStopwatch(), report)
 	if err != nil {
-		return fmt.Errorf("read the root of VM %q: %w", rec.Name, err)
+		return fmt.Errorf("read its root: %w", err)
 	}
 	defer func() { b.conn.Close(); err = errors.Join(err, b.inst.Close()) }()
 	tar, err := readRoot(ctx, b.conn)
 	if err != nil {
-		return fmt.Errorf("read the root of VM %q: %w", rec.Name, err)
+		return fmt.Errorf("read its root: %w", err)
 	}
 	defer tar.Close()
 	report(api.Progress{Step: "import"})

@@ -255,7 +255,7 @@ func (s *Service) Create(ctx context.Context, caller uint32, req api.CreateVM) (
 		return api.VM{}, api.Operation{}, err
 	}
 	if err := s.store.InsertVM(ctx, rec); err != nil {
-		return api.VM{}, api.Operation{}, err
+		return api.VM{}, api.Operation{}, api.About(err, "create VM %q", rec.Name)
 	}
 	o := newOwner(s, rec)
 	if !s.add(o) {

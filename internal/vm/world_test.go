@@ -243,6 +243,17 @@ func (w *world) driver() vmm.Driver {
 	return driver{w.machines, w.gate}
 }
 
+// pids returns the processes of the VMMs on the host, by the id of the VM.
+func (w *world) pids() (pids map[string]int) {
+	if w.remote == "" {
+		return w.machines.pids()
+	}
+	if err := (remoteDriver{w.remote, w.installed}).ask(context.Background(), "pids/"+w.installed, nil, &pids); err != nil {
+		w.t.Fatal(err)
+	}
+	return pids
+}
+
 // down ends the daemon, in order or, where its gate was set so, long dead.
 func (w *world) down() {
 	w.svc.Close()
@@ -307,7 +318,7 @@ func (w *world) empty() {
 	if refs, err := w.db.Resources(ctx, ""); err != nil || len(refs) > 0 {
 		w.t.Errorf("in the ledger: %+v, %v", refs, err)
 	}
-	w.await("every VMM ends", func() bool { return len(w.machines.running()) == 0 })
+	w.await("every VMM ends", func() bool { return len(w.pids()) == 0 })
 	cgroups, err := vmm.NewCgroups(w.installed)
 	if err != nil {
 		w.t.Fatal(err)
