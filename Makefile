@@ -10,7 +10,7 @@ FIXTURE     := $(CURDIR)/.cache/fixture
 
 export CGO_ENABLED := 0
 
-.PHONY: build lint lint-go lint-shell openapi deps deps-test deps-lint deps-api fixture test test-all fuzz bench demo clean
+.PHONY: build lint lint-go lint-shell openapi deps deps-test deps-lint deps-api fixture test test-all test-host fuzz bench demo clean
 
 # Static binaries in bin/. The agent comes first: bangerd embeds it. It carries
 # no version, so that an unchanged agent stays byte for byte the same.
@@ -60,10 +60,14 @@ fixture: deps build
 test: fixture deps-test deps-api
 	scripts/test.sh $(FIXTURE) -count=1 -p 2 -timeout 18m ./...
 
-# As test, with the race detector (needs a C compiler) and each fuzz target.
+# As test, and everything on the host in a VM, with the race detector (needs a C compiler) and each fuzz target.
 test-all: fixture deps-test deps-api
-	CGO_ENABLED=1 scripts/test.sh $(FIXTURE) -race -count=1 -p 1 -timeout 60m ./...
+	CGO_ENABLED=1 BANGER_TEST_HOST=all scripts/test.sh $(FIXTURE) -race -count=1 -p 1 -timeout 60m ./...
 	$(MAKE) fuzz
+
+# All tests of the VM that plays a host; make test runs a selection of them.
+test-host: fixture
+	BANGER_TEST_HOST=all scripts/test.sh $(FIXTURE) -count=1 -timeout 60m -v ./test/host
 
 # Each fuzz target for ten seconds.
 fuzz:

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the state directories that the tests copy: state has one kernel, the image
-# debian and no VM; state-systemd has an image with an init, Docker and sshd besides.
+# debian and no VM; state-systemd has an image with an init, Docker and sshd besides;
+# state-host has a stopped VM that plays a host for banger (see hosttest.HostVM).
 # Kept between runs. Usage: fixture.sh DIR
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -11,9 +12,12 @@ banger=$(cd "$(dirname "$0")/.." && pwd)/bin/banger
 complete=$dir/complete
 
 run=$(mktemp -d /tmp/banger-fixture.XXXXXX)
-export BANGER_STATE_DIR=$dir/state BANGER_RUN_DIR=$run BANGER_CONFIG=$dir/none.toml
+export BANGER_STATE_DIR=$dir/state BANGER_RUN_DIR=$run/state BANGER_CONFIG=$dir/none.toml
+daemons=(state)
 finish() {
-  as_root "$banger" system stop >/dev/null 2>&1 || true
+  for name in "${daemons[@]}"; do
+    BANGER_RUN_DIR=$run/$name as_root "$banger" system stop >/dev/null 2>&1 || true
+  done
   as_root rm -rf "$run"
 }
 trap finish EXIT
@@ -32,17 +36,37 @@ as_root "$banger" system stop </dev/null
 as_root rm -f "$dir/state/bangerd.log"
 touch "$complete"
 
-# An image of another list of packages is made anew.
-systemd=$dir/state-systemd
-packages="systemd-sysv,dbus,docker.io,iptables,apparmor,openssh-server"
-if ! as_root grep -qsx "$packages" "$systemd.packages"; then
-  as_root rm -rf "$systemd" "$systemd.part"
-  as_root cp -a --reflink=auto --sparse=always "$dir/state" "$systemd.part"
-  export BANGER_STATE_DIR=$systemd.part
-  as_root "$banger" image bootstrap debian debian-systemd --include "$packages" </dev/null
+# variant NAME IMAGE PACKAGES [VM-FLAGS... -- COMMAND...] makes state-NAME of a copy of
+# state, with an image of these packages, and with the rest a VM called NAME that has
+# run the command and is stopped. Of another list it is made anew.
+variant() {
+  local name=$1 image=$2 packages=$3 state=$dir/state-$1
+  local made="$packages${4:+ ${*:4}}"
+  if as_root grep -qsxF -e "$made" "$state.packages"; then
+    return
+  fi
+  as_root rm -rf "$state" "$state.part"
+  as_root cp -a --reflink=auto --sparse=always "$dir/state" "$state.part"
+  local -x BANGER_STATE_DIR=$state.part BANGER_RUN_DIR=$run/$name
+  as_root "$banger" image bootstrap debian "$image" --include "$packages" </dev/null
+  if [ $# -gt 3 ]; then
+    as_root "$banger" vm run --name "$name" --image "$image" --init "${@:4}" </dev/null
+    as_root "$banger" vm stop --timeout 2m "$name" </dev/null
+  fi
   as_root "$banger" system stop </dev/null
-  as_root rm -f "$systemd.part/bangerd.log"
-  as_root mv "$systemd.part" "$systemd"
-  echo "$packages" | as_root tee "$systemd.packages" >/dev/null
-fi
+  as_root rm -f "$state.part/bangerd.log"
+  as_root mv "$state.part" "$state"
+  echo "$made" | as_root tee "$state.packages" >/dev/null
+}
+
+# They take as long as dpkg does: at the same time.
+daemons+=(systemd host)
+variant systemd debian-systemd systemd-sysv,dbus,docker.io,iptables,apparmor,openssh-server &
+systemd=$!
+variant host debian-host \
+  systemd-sysv,systemd-resolved,libnss-resolve,dbus,udev,kmod,qemu-system-x86,e2fsprogs,dmsetup,nftables,make \
+  --memory 4G --cpus 2 --root-size 20G --disk 40G -- systemctl mask --quiet \
+  apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
+  getty@tty1.service systemd-update-utmp.service systemd-update-utmp-runlevel.service
+wait "$systemd"
 echo "fixture: $dir/state"

@@ -65,6 +65,7 @@ var directions = map[string][]string{
 	"internal/vmm/vmmtest": {"internal/guest", "internal/guest/wire", "internal/linux", "internal/resource", "internal/vmm"},
 	"test/bench":           {"internal/hosttest"},
 	"test/e2e":             {"internal/hosttest"},
+	"test/host":            {"internal/hosttest"},
 }
 
 // only maps packages of others to the only ones of ours that may import them.

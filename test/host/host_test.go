@@ -1,0 +1,56 @@
+// Package host tests banger on a host of its own, a VM with what the machine of the
+// tests may lack: systemd, device-mapper, KVM, control groups without version 1, and a
+// power button. The tests need root and the fixture; make test runs a selection of them,
+// make test-host all.
+package host
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"banger/internal/hosttest"
+)
+
+// all says that everything is to be run.
+var all = os.Getenv("BANGER_TEST_HOST") == "all"
+
+// kernelTests are the tests of packages that run in the VM: of what only its kernel has.
+var kernelTests = []struct {
+	pkg, run string
+	all      bool // only where everything is run
+}{
+	{pkg: "internal/linux", run: "Loop|DeviceMapper|KVM"},
+}
+
+// TestHost boots the host in a VM once, for everything.
+func TestHost(t *testing.T) {
+	files := map[string]string{}
+	for _, k := range kernelTests {
+		if all || !k.all {
+			files["tests/"+filepath.Base(k.pkg)] = hosttest.BuildTests(t, k.pkg)
+		}
+	}
+	v := hosttest.NewHostVM(t, files)
+	for _, k := range kernelTests {
+		if all || !k.all {
+			t.Run(k.pkg, func(t *testing.T) {
+				v.RunTests(t, "/root/tests/"+filepath.Base(k.pkg), k.run, "BANGER_TEST_DM=1")
+			})
+		}
+	}
+	t.Run("reboot", func(t *testing.T) { reboot(t, v) })
+}
+
+// The host in the VM keeps its disks over a reboot and over a power cut, and nothing else.
+func reboot(t *testing.T, v *hosttest.HostVM) {
+	const look = "cat /proc/sys/kernel/random/boot_id; cat /root/kept; ls /run/lost 2>/dev/null || true"
+	v.Must(t, "echo kept >/root/kept; sync; touch /run/lost")
+	before := v.Must(t, look)
+	for name, again := range map[string]func(testing.TB){"reboot": v.Reboot, "power cut": v.CutPower} {
+		again(t)
+		if after := v.Must(t, look); len(after) != len(before)-len("\n/run/lost") || after[36:] != "\nkept" || after == before {
+			t.Errorf("%s: %q before, %q after", name, before, after)
+		}
+	}
+}

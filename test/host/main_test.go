@@ -1,0 +1,9 @@
+package host
+
+import (
+	"testing"
+
+	"banger/internal/hosttest"
+)
+
+func TestMain(m *testing.M) { hosttest.Main(m) }
