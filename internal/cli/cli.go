@@ -162,7 +162,7 @@ func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 }
 
 // misused says what is wrong with a command line, and of which command.
-func misused(cmd *cobra.Command, err error) error {
+func misused(cmd *cobra.Command, err error) *api.Error {
 	if name, ok := strings.CutPrefix(cmd.CommandPath(), "banger "); ok {
 		err = fmt.Errorf("%s: %w", name, err)
 	}
@@ -182,7 +182,11 @@ func badFlag(cmd *cobra.Command, err error) error {
 		}
 		err = fmt.Errorf("--%s: %w", bad.GetFlag().Name, cause)
 	}
-	return misused(cmd, err)
+	e := misused(cmd, err)
+	if cmd.Flags().Lookup("workdir") != nil { // it takes a command, whose flags these may have been
+		e = e.WithHint("%s; a command and its flags come after --", e.Hint)
+	}
+	return e
 }
 
 // command is a command that needs the daemon, which is started if need be.

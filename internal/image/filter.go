@@ -57,12 +57,15 @@ func (f *filter) broken(err error) error {
 	case f.src.format == intake.Plain && f.src.read < 512: // POSIX pax: blocks of 512 bytes
 		return notTar
 	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF):
-		return api.Errorf(api.CodeInvalid, "archive is truncated%s", f.after())
+		return api.Errorf(api.CodeInvalid, "archive is truncated%s", f.after()).WithHint("get the archive again, all of it")
 	case errors.Is(err, tar.ErrHeader) && f.entries == 0:
 		return notTar
 	}
-	return api.Errorf(api.CodeInvalid, "archive is corrupt%s: %w", f.after(), err)
+	return api.Errorf(api.CodeInvalid, "archive is corrupt%s: %w", f.after(), err).WithHint("get the archive again")
 }
+
+// limited is the hint for an archive that exceeds a key of the configuration.
+const limited = "image.%s in the configuration is the limit"
 
 func (f *filter) after() string {
 	if f.entries == 0 {
@@ -149,7 +152,8 @@ func (f *filter) entry(in *tar.Reader, out *tar.Writer, hdr *tar.Header, buf []b
 // copy puts an entry, with its content, into the file system.
 func (f *filter) copy(out *tar.Writer, clean *tar.Header, content io.Reader, buf []byte) error {
 	if f.size += clean.Size; clean.Size < 0 || f.size > f.maxSize {
-		return api.Errorf(api.CodeInvalid, "entry %s: archive has more than %d bytes of content", quote(f.last), f.maxSize)
+		return api.Errorf(api.CodeInvalid, "entry %s: archive has more than %d bytes of content", quote(f.last), f.maxSize).
+			WithHint(limited, "max_size")
 	}
 	if err := out.WriteHeader(clean); err != nil {
 		if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) {
@@ -193,7 +197,8 @@ func (m *meta) header(path string) *tar.Header {
 
 func (f *filter) count() error {
 	if f.entries++; f.entries > f.maxEntries {
-		return api.Errorf(api.CodeInvalid, "entry %s: archive has more than %d entries", quote(f.last), f.maxEntries)
+		return api.Errorf(api.CodeInvalid, "entry %s: archive has more than %d entries", quote(f.last), f.maxEntries).
+			WithHint(limited, "max_entries")
 	}
 	if f.entries%reportEvery == 1 {
 		f.report(f.entries)

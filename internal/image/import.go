@@ -209,7 +209,7 @@ func (s *source) Read(p []byte) (int, error) {
 	s.sum.Write(p[:n])
 	s.read += int64(n)
 	if s.left -= int64(n); s.left < 0 {
-		return n, api.Errorf(api.CodeInvalid, "archive is too large")
+		return n, api.Errorf(api.CodeInvalid, "archive is too large").WithHint(limited, "max_size")
 	}
 	tail := n - len(bytes.TrimRight(p[:n], "\x00"))
 	if tail == n {

@@ -227,7 +227,7 @@ func invalid(entry string, err error) error {
 	if errors.Is(err, errTwice) {
 		return e.WithHint("an archive made with tar --append: unpack it with tar -x, as root, and import the tar -c of the result")
 	}
-	return e
+	return e.WithHint("the archive is to be made anew, as by tar -C DIRECTORY -c .")
 }
 
 // quote makes a stranger's name fit for a message.

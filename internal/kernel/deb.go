@@ -24,7 +24,7 @@ const (
 // as vmlinuz and lib/modules/...; deb(5), ar(5).
 func unpackDeb(r io.Reader, root *os.Root) error {
 	bad := func(format string, args ...any) error {
-		return api.Errorf(api.CodeInvalid, "read package: "+format, args...)
+		return api.Errorf(api.CodeInvalid, "read package: "+format, args...).WithHint("give a linux-image .deb, all of it")
 	}
 	in := bufio.NewReaderSize(io.LimitReader(r, maxPackage), 1<<20)
 	magic := make([]byte, 8)

@@ -16,6 +16,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -175,7 +176,7 @@ func explain(ctx context.Context, name string, err error) error {
 	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT):
 		return api.Errorf(api.CodeNoSpace, "import kernel %q: %w", name, err).WithHint("%s", space.Hint)
 	}
-	if _, worded := errors.AsType[*api.Error](err); worded {
+	if strings.HasPrefix(err.Error(), "pull kernel: ") { // what apt-get said
 		return err
 	}
 	return api.About(err, "import kernel %q", name)
@@ -201,16 +202,16 @@ func assemble(ctx context.Context, packages []io.ReadCloser, dir, work string) (
 	}
 	releases, err := filepath.Glob(filepath.Join(work, "lib/modules/*"))
 	if err != nil || len(releases) != 1 {
-		return "", api.Errorf(api.CodeInvalid, "import kernel: the package has modules of %d kernels", len(releases)).
+		return "", api.Errorf(api.CodeInvalid, "the package has modules of %d kernels", len(releases)).
 			WithHint("give a linux-image package that contains its modules")
 	}
 	release = filepath.Base(releases[0])
 	if !validName.MatchString(release) {
-		return "", api.Errorf(api.CodeInvalid, "import kernel: %q is not a kernel's release", release)
+		return "", api.Errorf(api.CodeInvalid, "%q is not a kernel's release", release)
 	}
 	image, err := os.ReadFile(filepath.Join(work, "vmlinuz"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return "", api.Errorf(api.CodeInvalid, "import kernel: no boot/vmlinuz-* in the package").WithHint("give a linux-image package")
+		return "", api.Errorf(api.CodeInvalid, "no boot/vmlinuz-* in the package").WithHint("give a linux-image package")
 	}
 	if err != nil {
 		return "", err

@@ -132,7 +132,7 @@ func (t *tree) writeBootModules(w io.Writer) error {
 			if !needed {
 				return nil
 			}
-			return api.Errorf(api.CodeUnsupported, "import kernel: it lacks %s, as a module or built in", name).
+			return api.Errorf(api.CodeUnsupported, "it lacks %s, as a module or built in", name).
 				WithHint("choose a kernel for virtual machines, such as linux-image-cloud-amd64")
 		}
 		module, err := t.load(name)
@@ -141,7 +141,7 @@ func (t *tree) writeBootModules(w io.Writer) error {
 		}
 		hard, soft, err := dependencies(module)
 		if err != nil {
-			return api.Errorf(api.CodeInvalid, "import kernel: module %s: %w", name, err)
+			return api.Errorf(api.CodeInvalid, "module %s: %w", name, err)
 		}
 		for _, dep := range hard {
 			if err := add(dep, true); err != nil {

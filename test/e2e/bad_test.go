@@ -131,7 +131,7 @@ func TestBadArchives(t *testing.T) {
 		{name: "path that leaves the root", input: archive(t, tar.Header{Name: "a/../../evil", Mode: 0o644}), error: `a/\.\./\.\./evil`},
 		{name: "name that ext4 cannot hold", input: archive(t, tar.Header{Name: strings.Repeat("n", 300), Mode: 0o644}), error: "nnn"},
 	} {
-		test.args, test.exit = []string{"image", "import", "bad", "-"}, exitInvalid
+		test.args, test.exit, test.hint = []string{"image", "import", "bad", "-"}, exitInvalid, "(?m)^hint: .*archive"
 		t.Run(test.name, func(t *testing.T) { test.check(t, h) })
 	}
 	if list := h.Must(t, "image", "list"); strings.Contains(list, "bad") {
