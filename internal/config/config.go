@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"banger/api"
@@ -100,6 +102,27 @@ func (s *Subnet) UnmarshalText(text []byte) error {
 // names none.
 const DefaultGroup = "banger"
 
+// IDs is a range of user ids, both ends included, written as 1879048192-1879113727.
+type IDs struct{ First, Last uint32 }
+
+// lowestID is the least user id that no distribution gives to people and services.
+const lowestID = 1 << 16
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (r *IDs) UnmarshalText(text []byte) error {
+	if len(text) == 0 {
+		return nil
+	}
+	first, last, _ := strings.Cut(string(text), "-")
+	from, err := strconv.ParseUint(first, 10, 32)
+	to, lastErr := strconv.ParseUint(last, 10, 32)
+	if err != nil || lastErr != nil || from < lowestID || to < from || to >= math.MaxUint32-1 {
+		return fmt.Errorf("%q is no range of user ids from %d on, such as 1879048192-1879113727", text, lowestID)
+	}
+	r.First, r.Last = uint32(from), uint32(to)
+	return nil
+}
+
 // Config is the content of the configuration file. Every key has a default.
 type Config struct {
 	Group string `toml:"group"` // members may use the daemon; VMs are their own
@@ -111,6 +134,7 @@ type Config struct {
 		DiskSize Size   `toml:"disk_size"` // of the work disk; 0 for none
 		Network  string `toml:"network"`   // bridge or none
 		NAT      bool   `toml:"nat"`       // whether it may reach what is beyond the host
+		UIDs     IDs    `toml:"uids"`      // users that VMMs run as; empty: chosen by the installation's identity
 	} `toml:"vm"`
 	Network struct {
 		Subnet    Subnet         `toml:"subnet"`    // of the VMs; a free one is chosen where it is empty

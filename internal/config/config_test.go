@@ -38,6 +38,7 @@ func TestLoad(t *testing.T) {
 	every.Network.Subnet.Prefix = netip.MustParsePrefix("10.61.0.0/16")
 	every.Network.Allow = []netip.Prefix{netip.MustParsePrefix("192.168.178.0/24")}
 	every.Network.Resolvers = []netip.Addr{netip.MustParseAddr("192.168.178.1")}
+	every.VM.UIDs = IDs{70000, 70999}
 	every.Image.MaxSize, every.Image.MaxEntries = 2<<40, 12
 	every.QEMU.Binary = "/opt/qemu"
 	every.Storage.Reserve = 3 << 30
@@ -57,6 +58,7 @@ func TestLoad(t *testing.T) {
 			disk_size = "7G"
 			network = "none"
 			nat = false
+			uids = "70000-70999"
 			[network]
 			subnet = "10.61.0.0/16"
 			allow = ["192.168.178.0/24"]
@@ -85,6 +87,10 @@ func TestLoadRefuses(t *testing.T) {
 		"small subnet":    {"[network]\nsubnet = \"10.0.0.0/30\"", "10.0.0.0/30 is no IPv4 subnet"},
 		"bits of a host":  {"[network]\nsubnet = \"10.0.0.1/24\"", "10.0.0.1/24 is no IPv4 subnet"},
 		"IPv6 allowed":    {"[network]\nallow = [\"fd00::/8\"]", "fd00::/8 is not IPv4"},
+		"people's users":  {"[vm]\nuids = \"1000-2000\"", "1000-2000"},
+		"one user":        {"[vm]\nuids = \"70000\"", "70000"},
+		"no users":        {"[vm]\nuids = \"70001-70000\"", "70001-70000"},
+		"nobody":          {"[vm]\nuids = \"70001-4294967295\"", "70001-4294967295"},
 		"bad size":        {"[vm]\nmemory = \"much\"", "line 2: vm.memory"},
 		"negative size":   {"[vm]\nmemory = \"-1G\"", "vm.memory"},
 		"no size":         {"[vm]\nroot_size = \"0\"", "vm.root_size is 0"},

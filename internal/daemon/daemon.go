@@ -104,7 +104,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	})
 	vms := vm.New(vm.Config{
 		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: host.runDirs, Cgroups: host.cgroups, Uppers: host.uppers, Works: host.works, Network: net,
-		Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, Room: room, StateDir: paths.State, Log: log,
+		UIDs: vm.UIDs(vmUIDs(cfg, id.ID)), Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, Room: room, StateDir: paths.State, Log: log,
 		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT},
 	})
 	if minted {

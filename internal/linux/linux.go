@@ -110,15 +110,39 @@ func Lock(path, self string) (f *os.File, holder string, err error) {
 	return f, "", nil
 }
 
-// LimitFileSize bounds the size of the files that a process writes, in bytes, by its
-// soft limit, which takes no privilege to raise later; prlimit(2).
-func LimitFileSize(pid int, size uint64) error {
-	var limit unix.Rlimit
-	if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, nil, &limit); err != nil {
-		return err
+// LimitFileSize bounds the size of the files that a process of the user uid writes, in
+// bytes, by its soft limit, which takes no privilege to raise later; prlimit(2).
+func LimitFileSize(pid int, uid uint32, size uint64) error {
+	set := func() error {
+		var limit unix.Rlimit
+		if err := unix.Prlimit(pid, unix.RLIMIT_FSIZE, nil, &limit); err != nil {
+			return err
+		}
+		limit.Cur = size
+		return unix.Prlimit(pid, unix.RLIMIT_FSIZE, &limit, nil)
 	}
-	limit.Cur = size
-	return unix.Prlimit(pid, unix.RLIMIT_FSIZE, &limit, nil)
+	err := set()
+	if errors.Is(err, unix.EPERM) { // root may lack CAP_SYS_RESOURCE; the user itself needs none
+		err = asUser(uid, set)
+	}
+	if err != nil {
+		return fmt.Errorf("limit file size of process %d: %w", pid, err)
+	}
+	return nil
+}
+
+// asUser runs fn with the rights of a user, whose only group has the same number.
+func asUser(uid uint32, fn func() error) error {
+	return onThread(func() error { // the calls of package unix would change the other threads too
+		id := uintptr(uid)
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESGID, id, id, id); errno != 0 {
+			return fmt.Errorf("become user %d: %w", uid, errno)
+		}
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, id, id, id); errno != 0 {
+			return fmt.Errorf("become user %d: %w", uid, errno)
+		}
+		return fn()
+	})
 }
 
 // mountPoint returns where a file system of the given type is mounted; proc_pid_mountinfo(5).

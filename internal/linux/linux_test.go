@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"banger/internal/linux"
@@ -151,8 +152,28 @@ func TestAwaitEnd(t *testing.T) {
 }
 
 func TestLimitFileSize(t *testing.T) {
+	t.Run("own", func(t *testing.T) { testLimitFileSize(t, uint32(os.Getuid()), 4096) })
+	t.Run("of another user", func(t *testing.T) {
+		if os.Getuid() != 0 {
+			t.Skip("needs root")
+		}
+		testLimitFileSize(t, 0x7fff1234, 4096, 8192)
+	})
+}
+
+// testLimitFileSize sets the limits one after the other, of which the last counts.
+func testLimitFileSize(t *testing.T, uid uint32, limits ...uint64) {
 	path := filepath.Join(t.TempDir(), "file")
-	cmd := exec.Command("sh", "-c", `read go; exec head -c 100000 /dev/zero >"$1"`, "sh", path)
+	file, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	cmd := exec.Command("sh", "-c", `read go; exec head -c 100000 /dev/zero`)
+	cmd.Stdout = file
+	if uid != uint32(os.Getuid()) {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
+	}
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -160,14 +181,16 @@ func TestLimitFileSize(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	if err := linux.LimitFileSize(cmd.Process.Pid, 4096); err != nil {
-		t.Error(err)
+	for _, limit := range limits {
+		if err := linux.LimitFileSize(cmd.Process.Pid, uid, limit); err != nil {
+			t.Error(err)
+		}
 	}
 	in.Write([]byte("\n"))
 	if err := cmd.Wait(); err == nil {
 		t.Error("it wrote more than it may")
 	}
-	if info, err := os.Stat(path); err != nil || info.Size() != 4096 {
+	if info, err := os.Stat(path); err != nil || info.Size() != int64(limits[len(limits)-1]) {
 		t.Errorf("the file: %v, %v", info, err)
 	}
 }

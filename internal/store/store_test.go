@@ -368,7 +368,7 @@ func TestDiskFull(t *testing.T) {
 		kept++
 	}
 	expect(t, err, api.CodeNoSpace, "write database: ", "free space")
-	_, err = db.InsertResource(t.Context(), resource.Ref{ID: "r", State: "held", Spec: []byte(`"` + big + `"`)})
+	_, err = db.InsertResource(t.Context(), resource.Ref{ID: "r", State: "held", Spec: []byte(`"` + strings.Repeat(big, 8) + `"`)}) // what an image left free is too little for it
 	expect(t, err, api.CodeNoSpace, "write database: ", "free space")
 	if images, err := db.Images(t.Context()); err != nil || len(images) != kept {
 		t.Errorf("%d images, %v; want the %d that were stored", len(images), err, kept)

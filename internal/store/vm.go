@@ -12,7 +12,7 @@ import (
 
 // columns of the table vm, in the order of fields.
 const columns = `id, owner, name, image, image_id, kernel, cpus, memory, root_size, disk_size, network, nat, ip, mac, init,
-	ephemeral, wanted, sync, machine_id, host_key, created, last_error`
+	ephemeral, wanted, sync, machine_id, host_key, created, last_error, uid`
 
 // InsertVM implements vm.Store. The image and the kernel are looked for in the same
 // transaction: what was there when the VM was asked for may have been removed since.
@@ -29,9 +29,9 @@ func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
 		case !kernel:
 			return api.Errorf(api.CodeNotFound, "create VM %q: kernel %q has been removed", r.Name, r.Kernel).WithHint("banger kernel list")
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+		_, err = tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
 			r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.Network, r.NAT,
-			ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError)
+			ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError, uidOut(r.UID))
 		if isUnique(err, addresses...) {
 			return addressTaken("create", r)
 		}
@@ -43,25 +43,27 @@ func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
 	})
 }
 
-// addresses are the columns of which no two VMs have the same.
-var addresses = []string{"vm.ip", "vm.mac"}
+// addresses are the columns that are given to VMs and of which no two have the same.
+var addresses = []string{"vm.ip", "vm.mac", "vm.uid"}
 
 func addressTaken(what string, r vm.Record) error {
-	return api.Errorf(api.CodeConflict, "%s VM %q: another VM has the address %s or %s", what, r.Name, r.IP, r.MAC).WithHint("try again")
+	return api.Errorf(api.CodeConflict, "%s VM %q: another VM has the address %s or %s, or the user %d", what, r.Name, r.IP, r.MAC, r.UID).WithHint("try again")
 }
 
-// ipOut and textOut make what is empty NULL, of which a UNIQUE column takes many.
+// ipOut, textOut and uidOut make what is empty NULL, of which a UNIQUE column takes many.
 func ipOut(ip netip.Addr) sql.NullString {
 	return sql.NullString{String: ip.String(), Valid: ip.IsValid()}
 }
 
 func textOut(s string) sql.NullString { return sql.NullString{String: s, Valid: s != ""} }
 
+func uidOut(uid uint32) sql.NullInt64 { return sql.NullInt64{Int64: int64(uid), Valid: uid != 0} }
+
 // UpdateVM implements vm.Store.
 func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
 	err := db.exec(ctx, "vm.update", `UPDATE vm SET name=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
-		host_key=?, wanted=?, last_error=? WHERE id=?`,
-		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.HostKey, r.Wanted, r.LastError, r.ID)
+		host_key=?, wanted=?, last_error=?, uid=? WHERE id=?`,
+		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.HostKey, r.Wanted, r.LastError, uidOut(r.UID), r.ID)
 	if isUnique(err, addresses...) {
 		return addressTaken("change", r)
 	}
@@ -82,11 +84,12 @@ func (db *DB) VMs(ctx context.Context) ([]vm.Record, error) {
 	return collect(rows, err, func(rows *sql.Rows, r *vm.Record) error {
 		var created int64
 		var ip, mac sql.NullString
+		var uid sql.NullInt64
 		if err := rows.Scan(&r.ID, &r.Owner, &r.Name, &r.Image, &r.ImageID, &r.Kernel, &r.CPUs, &r.Memory, &r.RootSize, &r.DiskSize,
-			&r.Network, &r.NAT, &ip, &mac, &r.Init, &r.Ephemeral, &r.Wanted, &r.Sync, &r.MachineID, &r.HostKey, &created, &r.LastError); err != nil {
+			&r.Network, &r.NAT, &ip, &mac, &r.Init, &r.Ephemeral, &r.Wanted, &r.Sync, &r.MachineID, &r.HostKey, &created, &r.LastError, &uid); err != nil {
 			return err
 		}
-		r.Created, r.MAC = time.Unix(0, created), mac.String
+		r.Created, r.MAC, r.UID = time.Unix(0, created), mac.String, uint32(uid.Int64)
 		if !ip.Valid {
 			return nil
 		}

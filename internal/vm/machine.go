@@ -131,7 +131,7 @@ func (s *Service) whole(kind, name string, rec Record) error {
 // that runs.
 func (s *Service) frame(rec Record, runDir, cgroup string) vmm.Machine {
 	return vmm.Machine{
-		ID: rec.ID, CPUs: rec.CPUs, Memory: rec.Memory,
+		ID: rec.ID, UID: rec.UID, CPUs: rec.CPUs, Memory: rec.Memory,
 		Console: s.consolePath(rec.ID), Log: filepath.Join(s.vmDir(rec.ID), "vmm.log"),
 		RunDir: s.runDirs.Path(runDir), Cgroup: s.cgroups.Path(cgroup),
 	}

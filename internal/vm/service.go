@@ -36,6 +36,7 @@ type Config struct {
 	Uppers     *disk.Disks
 	Works      *disk.Disks
 	Network    *network.Network
+	UIDs       UIDs // for the VMMs
 	Driver     vmm.Driver
 	Operations *operation.Registry
 	Room       space.Room // for the disks
@@ -78,7 +79,7 @@ func New(c Config) *Service {
 		ops: c.Operations, room: c.Room, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
 	}
 	s.capabilities = []capability{
-		personality{}, workDisk{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
+		&confinement{svc: s, uids: c.UIDs}, personality{}, workDisk{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
 	}
 	return s
 }

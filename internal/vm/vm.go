@@ -40,6 +40,7 @@ type Record struct {
 	ID        string
 	Name      string
 	Owner     uint32
+	UID       uint32 // of its VMM; 0 where it has none yet
 	Image     string // name at the time of creation
 	ImageID   string
 	Kernel    string

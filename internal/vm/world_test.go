@@ -196,7 +196,7 @@ func (w *world) boot(passages int) error {
 	w.ops = operation.NewRegistry()
 	w.svc = vm.New(vm.Config{
 		Store: st, Assets: w.assets(w.db, dirs), Ledger: w.ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
-		Network: w.net, Driver: w.driver(), Operations: w.ops, StateDir: w.state, Log: log,
+		Network: w.net, UIDs: vm.UIDs{First: 1 << 30, Last: 1<<30 + 1000}, Driver: w.driver(), Operations: w.ops, StateDir: w.state, Log: log,
 		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), NAT: new(true), Network: api.NetworkNone},
 	})
 	if w.grace > 0 {

@@ -14,19 +14,22 @@ import (
 )
 
 // Machine describes a machine to start, in things that exist already. All paths
-// are absolute.
+// are absolute. Its VMM is confined: it runs as a user of its own without
+// capabilities, and sees of the host its program, the kernel, the initrd and what it is
+// handed as open files. All files but these two stay as they are, root's alone.
 type Machine struct {
 	ID      string // names the machine in the VMM's own messages
+	UID     uint32 // of the VMM, and its only group; no other VMM's, and not root's
 	CPUs    int
 	Memory  int64  // bytes, a multiple of 1 MiB
-	Kernel  string // an uncompressed ELF vmlinux
-	Initrd  string
+	Kernel  string // an uncompressed ELF vmlinux; made readable for everybody, from whom its directory keeps it
+	Initrd  string // likewise
 	Cmdline string // what the guest is to be told; the driver adds what its devices and its accelerator need
 	Disks   []Disk // in this order they are /dev/vda, /dev/vdb, ... in the guest
 	NIC     *NIC   // nil for a machine without network
 	Console string // the file to which the first serial port is appended
 	Log     string // the file to which the VMM's own messages are appended
-	RunDir  string // an empty directory of this run's, for sockets
+	RunDir  string // an empty directory of this run's, for the driver's sockets; the VMM cannot write to it
 	Cgroup  string // the directory of an empty cgroup (v2) in which the VMM is to be born
 }
 
@@ -70,7 +73,8 @@ type Driver interface {
 	// the same description. The VMM's process is found in the machine's cgroup
 	// and its sockets in the run directory. An error means that there is no
 	// process, or none that has got as far as to its sockets. One that stands
-	// still lives. Only ID, Log, Disks, RunDir and Cgroup of the description count,
+	// still lives. Only ID, UID, Log, Disks, RunDir and Cgroup of the description
+	// count,
 	// and Disks only for what is done with them.
 	Attach(context.Context, Machine) (Instance, error)
 }

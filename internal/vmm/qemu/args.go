@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"fmt"
-	"strings"
 
 	"banger/internal/vmm"
 )
@@ -13,9 +12,15 @@ const (
 	qmpSocket   = "qmp.sock"
 )
 
-// tapFD is the descriptor by which QEMU has its tap: the first after the standard
-// ones (exec.Cmd.ExtraFiles).
-const tapFD = 3
+// The descriptors by which QEMU has its files, the first ones after the standard ones
+// (exec.Cmd.ExtraFiles): the sockets at which it listens, the console, the disks in
+// their order, and after the last one the tap.
+const (
+	agentFD = iota + 3
+	monitorFD
+	consoleFD
+	diskFD
+)
 
 // serialPort is the name by which the agent finds its virtio-serial port.
 const serialPort = "banger.agent"
@@ -42,27 +47,29 @@ func args(m vmm.Machine, accel string, tscKHz int64) []string {
 		"-m", fmt.Sprintf("%dM", m.Memory>>20), "-smp", fmt.Sprint(m.CPUs),
 		"-kernel", m.Kernel, "-initrd", m.Initrd, "-append", cmdline + " " + m.Cmdline,
 		"-global", "virtio-mmio.force-legacy=false",
-		"-chardev", "file,id=console,append=on,path=" + escape(m.Console), "-serial", "chardev:console",
+		"-add-fd", fdset(consoleFD), "-chardev", "file,id=console,append=on,path=" + inFdset(consoleFD), "-serial", "chardev:console",
 		"-device", "virtio-serial-device",
-		"-chardev", "socket,id=agent,server=on,wait=off,path=" + agentSocket,
+		"-chardev", fmt.Sprintf("socket,id=agent,server=on,wait=off,fd=%d", agentFD),
 		"-device", "virtserialport,chardev=agent,name=" + serialPort,
 		"-device", "virtio-rng-device",
-		"-qmp", "unix:" + qmpSocket + ",server=on,wait=off",
+		"-chardev", fmt.Sprintf("socket,id=monitor,server=on,wait=off,fd=%d", monitorFD), "-mon", "chardev=monitor,mode=control",
 	}
 	for i, d := range m.Disks {
-		drive := fmt.Sprintf("id=d%d,if=none,format=raw,cache=writeback,file=%s", i, escape(d.Path))
+		drive := fmt.Sprintf("id=d%d,if=none,format=raw,cache=writeback,auto-read-only=off,file=%s", i, inFdset(diskFD+i))
 		if d.ReadOnly {
 			drive += ",read-only=on"
 		} else {
 			drive += ",discard=unmap"
 		}
-		a = append(a, "-drive", drive, "-device", fmt.Sprintf("virtio-blk-device,drive=d%d", i))
+		a = append(a, "-add-fd", fdset(diskFD+i), "-drive", drive, "-device", fmt.Sprintf("virtio-blk-device,drive=d%d", i))
 	}
 	if m.NIC != nil {
-		a = append(a, "-netdev", fmt.Sprintf("tap,id=n0,fd=%d,vhost=off", tapFD), "-device", "virtio-net-device,netdev=n0,mac="+m.NIC.MAC)
+		a = append(a, "-netdev", fmt.Sprintf("tap,id=n0,fd=%d,vhost=off", diskFD+len(m.Disks)), "-device", "virtio-net-device,netdev=n0,mac="+m.NIC.MAC)
 	}
 	return a
 }
 
-// escape protects the commas of a file name, which separate QEMU's options.
-func escape(path string) string { return strings.ReplaceAll(path, ",", ",,") }
+// fdset gives QEMU an open file as the file that inFdset names.
+func fdset(fd int) string { return fmt.Sprintf("fd=%d,set=%d", fd, fd) }
+
+func inFdset(fd int) string { return fmt.Sprintf("/dev/fdset/%d", fd) }

@@ -23,17 +23,23 @@ const golden = `-name banger-0123
 -initrd /s/initrd
 -append console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests mitigations=off random.trust_cpu=onTSC banger.layers=vda
 -global virtio-mmio.force-legacy=false
--chardev file,id=console,append=on,path=/s/a,,b=c/console.log
+-add-fd fd=5,set=5
+-chardev file,id=console,append=on,path=/dev/fdset/5
 -serial chardev:console
 -device virtio-serial-device
--chardev socket,id=agent,server=on,wait=off,path=agent.sock
+-chardev socket,id=agent,server=on,wait=off,fd=3
 -device virtserialport,chardev=agent,name=banger.agent
 -device virtio-rng-device
--qmp unix:qmp.sock,server=on,wait=off
--drive id=d0,if=none,format=raw,cache=writeback,file=/s/layer.ext4,read-only=on
+-chardev socket,id=monitor,server=on,wait=off,fd=4
+-mon chardev=monitor,mode=control
+-add-fd fd=6,set=6
+-drive id=d0,if=none,format=raw,cache=writeback,auto-read-only=off,file=/dev/fdset/6,read-only=on
 -device virtio-blk-device,drive=d0
--drive id=d1,if=none,format=raw,cache=writeback,file=/s/a,,b=c/upper.ext4,discard=unmap
+-add-fd fd=7,set=7
+-drive id=d1,if=none,format=raw,cache=writeback,auto-read-only=off,file=/dev/fdset/7,discard=unmap
 -device virtio-blk-device,drive=d1
+-netdev tap,id=n0,fd=8,vhost=off
+-device virtio-net-device,netdev=n0,mac=02:00:00:00:00:01
 `
 
 func TestArgs(t *testing.T) {
@@ -41,6 +47,7 @@ func TestArgs(t *testing.T) {
 		ID: "0123", CPUs: 2, Memory: 512 << 20, Kernel: "/s/vm,linux", Initrd: "/s/initrd", Cmdline: "banger.layers=vda",
 		Disks:   []vmm.Disk{{Path: "/s/layer.ext4", ReadOnly: true}, {Path: "/s/a,b=c/upper.ext4"}},
 		Console: "/s/a,b=c/console.log", Log: "/s/vmm.log", RunDir: "/r", Cgroup: "/c",
+		NIC: &vmm.NIC{Tap: "bt0", MAC: "02:00:00:00:00:01"},
 	}
 	for name, tc := range map[string]struct {
 		accel  string

@@ -80,37 +80,17 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error)
 	if err != nil {
 		return nil, err
 	}
-	cgroup, err := os.Open(m.Cgroup)
+	p, err := newProcess(m, info.Binary, info.Accel, d.tscKHz)
+	if err == nil {
+		err = p.start()
+	}
+	p.close() // at once: who dials its sockets is to hear of its end
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
 	}
-	defer cgroup.Close()
-	log, err := os.OpenFile(m.Log, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
-	}
-	defer log.Close()
-	logStart, err := log.Seek(0, io.SeekEnd)
-	if err != nil {
-		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
-	}
-	cmd := exec.Command(info.Binary, args(m, info.Accel, d.tscKHz)...)
-	cmd.Dir, cmd.Stdout, cmd.Stderr = m.RunDir, log, log
-	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent"}
-	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true}
-	if m.NIC != nil {
-		tap, err := linux.OpenTap(m.NIC.Tap)
-		if err != nil {
-			return nil, fmt.Errorf("start %s: %w", info.Binary, err)
-		}
-		defer tap.Close()
-		cmd.ExtraFiles = []*os.File{tap}
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
-	}
+	cmd := p.cmd
 	i := newInstance(m, cmd.Process.Pid)
-	i.logStart = logStart
+	i.logStart = p.logStart
 	go func() {
 		err := cmd.Wait()
 		exit := vmm.Exit{Known: true, Code: cmd.ProcessState.ExitCode()}
@@ -123,7 +103,10 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error)
 	}()
 	err = failpoint.Pass("qemu", "forked")
 	if err == nil {
-		err = errors.Join(i.bound(), i.awaitRunning(ctx))
+		err = i.bound()
+	}
+	if err == nil {
+		err = i.awaitRunning(ctx)
 	}
 	if err != nil {
 		cmd.Process.Kill()
@@ -184,6 +167,7 @@ func (i *instance) inPlace(ctx context.Context, cgroup string) error {
 // instance implements vmm.Instance.
 type instance struct {
 	pid      int
+	uid      uint32
 	runDir   string
 	log      string
 	disks    []vmm.Disk
@@ -194,7 +178,7 @@ type instance struct {
 }
 
 func newInstance(m vmm.Machine, pid int) *instance {
-	return &instance{pid: pid, runDir: m.RunDir, log: m.Log, disks: m.Disks, exited: make(chan struct{}), unwatch: func() {}}
+	return &instance{pid: pid, uid: m.UID, runDir: m.RunDir, log: m.Log, disks: m.Disks, exited: make(chan struct{}), unwatch: func() {}}
 }
 
 func (i *instance) end(exit vmm.Exit) {
@@ -242,7 +226,7 @@ func (i *instance) bound() error {
 			limit = max(limit, info.Size())
 		}
 	}
-	return linux.LimitFileSize(i.pid, uint64(limit))
+	return linux.LimitFileSize(i.pid, i.uid, uint64(limit))
 }
 
 // awaitRunning waits until QEMU says that the machine runs.

@@ -86,6 +86,7 @@ func testRun(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 	}
 	m.reachAgent(t, first)
 	m.checkDisks(t)
+	m.checkConfined(t, first.PID())
 
 	second, err := newDriver().Attach(t.Context(), m.Machine)
 	if err != nil {
@@ -201,7 +202,7 @@ func newMachine(t *testing.T, boot Boot) *machine {
 	rand.Read(secret)
 	m := &machine{sync: hex.EncodeToString(secret)}
 	m.Machine = vmm.Machine{
-		ID: "test", CPUs: 1, Memory: 256 << 20, Kernel: boot.Kernel, Initrd: boot.Initrd,
+		ID: "test", UID: testUID, CPUs: 1, Memory: 256 << 20, Kernel: boot.Kernel, Initrd: boot.Initrd,
 		Cmdline: "ignore_loglevel " + wire.Boot{Layers: []string{"vda"}, Upper: "vdb", Sync: m.sync}.Cmdline(),
 		Console: filepath.Join(dir, "console.log"), Log: filepath.Join(dir, "vmm.log"), RunDir: runDir,
 	}
@@ -213,6 +214,9 @@ func newMachine(t *testing.T, boot Boot) *machine {
 	m.Cgroup, m.cgroup = newCgroup(t)
 	return m
 }
+
+// testUID is a user that there is nowhere else.
+const testUID = 0x7fff1234
 
 func diskMiB(i int) int { return 20 - 4*i }
 
