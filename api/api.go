@@ -31,7 +31,8 @@ type VM struct {
 	Kernel    string     `json:"kernel" doc:"Name of the kernel bundle."`
 	CPUs      int        `json:"cpus" doc:"Number of virtual CPUs."`
 	Memory    int64      `json:"memory" doc:"Bytes."`
-	RootSize  int64      `json:"root_size" doc:"Bytes that the root file system can hold beyond the image."`
+	RootDisk  RootDisk   `json:"root_disk" enum:"overlay,dm-snapshot" doc:"How its root is made: an overlay over the image's layers, or one block device, a snapshot by device-mapper."`
+	RootSize  int64      `json:"root_size" doc:"Bytes that the root file system can hold beyond the image; with dm-snapshot the image is included."`
 	DiskSize  int64      `json:"disk_size" doc:"Bytes of the work disk, which is mounted at /root and outlives the root; 0 where there is none."`
 	Network   Network    `json:"network" enum:"bridge,none" doc:"How it is on the network: by a port of the installation's bridge, or not at all."`
 	NAT       bool       `json:"nat" doc:"Whether it may reach what is beyond the host."`
@@ -58,20 +59,30 @@ const (
 	NetworkNone   Network = "none"
 )
 
+// RootDisk says how a VM's root is made.
+type RootDisk string
+
+// The ways to make a root.
+const (
+	RootDiskOverlay  RootDisk = "overlay"
+	RootDiskSnapshot RootDisk = "dm-snapshot"
+)
+
 // CreateVM asks for a new VM. Zero values take the configured defaults.
 type CreateVM struct {
-	Name      string  `json:"name,omitempty" doc:"1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -; a random one where it is empty." match:"^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$"`
-	Image     string  `json:"image,omitempty" doc:"Name of an image that the caller may use."`
-	Kernel    string  `json:"kernel,omitempty" doc:"Name of a kernel."`
-	CPUs      int     `json:"cpus,omitempty" doc:"Number of virtual CPUs." min:"0" max:"32"`
-	Memory    int64   `json:"memory,omitempty" doc:"Bytes, at least 64 MiB and not more than the host has; whole MiB, rounded down." min:"0"`
-	RootSize  int64   `json:"root_size,omitempty" doc:"Bytes that the root file system can hold beyond the image, at least 64 MiB; whole MiB, rounded up." min:"0" max:"17592186044416"`
-	DiskSize  *int64  `json:"disk_size,omitempty" doc:"Bytes of the work disk, at least 64 MiB; 0 for none." min:"0" max:"17592186044416"`
-	Network   Network `json:"network,omitempty" enum:"bridge,none" doc:"How it is to be on the network."`
-	NAT       *bool   `json:"nat,omitempty" doc:"Whether it may reach what is beyond the host."`
-	Init      bool    `json:"init,omitempty" doc:"Boot the image's own init (systemd, openrc) as process 1."`
-	Start     bool    `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
-	Ephemeral bool    `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
+	Name      string   `json:"name,omitempty" doc:"1 to 63 of a-z, 0-9 and -, starting with a letter and not ending in -; a random one where it is empty." match:"^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$"`
+	Image     string   `json:"image,omitempty" doc:"Name of an image that the caller may use."`
+	Kernel    string   `json:"kernel,omitempty" doc:"Name of a kernel."`
+	CPUs      int      `json:"cpus,omitempty" doc:"Number of virtual CPUs." min:"0" max:"32"`
+	Memory    int64    `json:"memory,omitempty" doc:"Bytes, at least 64 MiB and not more than the host has; whole MiB, rounded down." min:"0"`
+	RootDisk  RootDisk `json:"root_disk,omitempty" enum:"overlay,dm-snapshot" doc:"How its root is to be made; dm-snapshot needs device-mapper in the host's kernel."`
+	RootSize  int64    `json:"root_size,omitempty" doc:"Bytes that the root file system can hold beyond the image, at least 64 MiB; with dm-snapshot the image is included. Whole MiB, rounded up." min:"0" max:"17592186044416"`
+	DiskSize  *int64   `json:"disk_size,omitempty" doc:"Bytes of the work disk, at least 64 MiB; 0 for none." min:"0" max:"17592186044416"`
+	Network   Network  `json:"network,omitempty" enum:"bridge,none" doc:"How it is to be on the network."`
+	NAT       *bool    `json:"nat,omitempty" doc:"Whether it may reach what is beyond the host."`
+	Init      bool     `json:"init,omitempty" doc:"Boot the image's own init (systemd, openrc) as process 1."`
+	Start     bool     `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
+	Ephemeral bool     `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
 }
 
 // Step is a step of a start: disk, engine, cgroup, process, kernel, agent.

@@ -75,8 +75,14 @@ func loadModules() error {
 	return nil
 }
 
-// assemble mounts the disks and the overlay of them at newRoot.
+// assemble mounts the root at newRoot.
 func assemble(boot wire.Boot) error {
+	if boot.Root != "" {
+		if err := mountDisk(boot.Root, newRoot, false, "noinit_itable"); err != nil {
+			return err
+		}
+		return linux.GrowExt4(newRoot)
+	}
 	var lower []string
 	for i, name := range boot.Layers {
 		dir := fmt.Sprintf("%s/%d", layerMount, i)
@@ -86,13 +92,22 @@ func assemble(boot wire.Boot) error {
 		lower = append(lower, dir)
 	}
 	slices.Reverse(lower) // overlayfs wants the highest first
+	if err := os.MkdirAll(newRoot, 0o755); err != nil {
+		return err
+	}
+	if boot.Fill != "" {
+		if err := fill(boot.Fill, lower); err != nil {
+			return fmt.Errorf("fill the disk: %w", err)
+		}
+		return linux.Mount("tmpfs", newRoot, "tmpfs", false, "mode=0755") // no program of the image's runs
+	}
 	if err := mountDisk(boot.Upper, "/upper", false, "noinit_itable"); err != nil {
 		return err
 	}
 	if err := linux.GrowExt4("/upper"); err != nil {
 		return err
 	}
-	for _, dir := range []string{"/upper/upper", "/upper/work", newRoot} {
+	for _, dir := range []string{"/upper/upper", "/upper/work"} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
@@ -143,16 +158,18 @@ func prepare(boot wire.Boot) error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(newRoot+upperMount, 0o700); err != nil {
-		return err
-	}
-	if err := linux.MoveMount("/upper", newRoot+upperMount); err != nil {
-		return err
+	if boot.Upper != "" {
+		if err := os.MkdirAll(newRoot+upperMount, 0o700); err != nil {
+			return err
+		}
+		if err := linux.MoveMount("/upper", newRoot+upperMount); err != nil {
+			return err
+		}
+		if err := bindStorage(); err != nil {
+			return err
+		}
 	}
 	if err := mountWork(boot.Work); err != nil {
-		return err
-	}
-	if err := bindStorage(); err != nil {
 		return err
 	}
 	if boot.Modules == "" {

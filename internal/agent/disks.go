@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 
 	"banger/internal/archive"
 	"banger/internal/linux"
@@ -57,22 +59,77 @@ func seed(to, part, from string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	r, w := io.Pipe()
-	go func() {
-		w.CloseWithError(archive.Write(w, from, archive.WriteOptions{OneFileSystem: true, Xattrs: true}))
-	}()
-	err = archive.Extract(root, r, archive.ExtractOptions{Name: filepath.Base(part), Owners: true, Devices: true})
-	if err = errors.Join(err, r.Close()); err != nil {
+	if err := pour(root, from, archive.ExtractOptions{Name: filepath.Base(part)}); err != nil {
 		return err
 	}
 	return os.Rename(part, to)
 }
 
+// pour copies what is in the directory from, and in no other file system, into a root.
+func pour(root *os.Root, from string, o archive.ExtractOptions) error {
+	r, w := io.Pipe()
+	go func() {
+		w.CloseWithError(archive.Write(w, from, archive.WriteOptions{OneFileSystem: true, Xattrs: true}))
+	}()
+	o.Owners, o.Devices = true, true
+	return errors.Join(archive.Extract(root, r, o), r.Close())
+}
+
+// Where fill mounts the disk that it fills and, where there are several layers, what
+// they are together.
+const (
+	fillMount = "/fill"
+	flatMount = "/flat"
+)
+
+// fill copies what the layers, mounted at the directories lower, have onto an empty
+// disk, and unmounts it: then it is complete.
+func fill(device string, lower []string) (err error) {
+	from := lower[0]
+	if len(lower) > 1 {
+		if from, err = directory("", strings.TrimPrefix(flatMount, "/")); err != nil {
+			return err
+		}
+		if err := linux.Mount("overlay", from, "overlay", true, "lowerdir="+strings.Join(lower, ":")); err != nil {
+			return err
+		}
+	}
+	if err := mountDisk(device, fillMount, false, "noinit_itable"); err != nil {
+		return err
+	}
+	if err := copyTree(fillMount, from); err != nil {
+		return err
+	}
+	return linux.Unmount(fillMount)
+}
+
+// copyTree copies what is in the directory from, and what that itself is, to the
+// directory to.
+func copyTree(to, from string) (err error) {
+	root, err := os.OpenRoot(to)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	if err := pour(root, from, archive.ExtractOptions{Quick: true}); err != nil {
+		return err
+	}
+	info, err := os.Stat(from)
+	if err != nil {
+		return err
+	}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		err = os.Chown(to, int(st.Uid), int(st.Gid))
+	}
+	return errors.Join(err, os.Chmod(to, info.Mode()), os.Chtimes(to, info.ModTime(), info.ModTime()))
+}
+
 // growDisks lets the file systems of the VM's own disks fill their disks.
 func growDisks() error {
 	var errs []error
-	for _, dir := range []string{upperMount, workMount} {
-		if err := linux.GrowExt4(dir); !errors.Is(err, fs.ErrNotExist) { // which disks there are depends on the VM
+	for _, dir := range []string{"/", upperMount, workMount} {
+		// Which disks there are depends on the VM; below an overlay as root there is none at all.
+		if err := linux.GrowExt4(dir); !errors.Is(err, fs.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}

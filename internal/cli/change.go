@@ -106,18 +106,21 @@ func (d *deps) changed(vm api.VM) error {
 	return d.done(vm.Name)
 }
 
-// networkFlag is a flag that takes the name of a network.
-type networkFlag api.Network
+// either is a flag that takes one of two words.
+type either[T ~string] struct {
+	to   *T
+	a, b T
+}
 
-func (n *networkFlag) Set(s string) error {
-	if s != string(api.NetworkBridge) && s != string(api.NetworkNone) {
-		return fmt.Errorf("%q is neither %s nor %s", s, api.NetworkBridge, api.NetworkNone)
+func (e either[T]) Set(s string) error {
+	if T(s) != e.a && T(s) != e.b {
+		return fmt.Errorf("%q is neither %s nor %s", s, e.a, e.b)
 	}
-	*n = networkFlag(s)
+	*e.to = T(s)
 	return nil
 }
-func (n *networkFlag) Type() string   { return "bridge|none" }
-func (n *networkFlag) String() string { return string(*n) }
+func (e either[T]) Type() string   { return string(e.a + "|" + e.b) }
+func (e either[T]) String() string { return string(*e.to) }
 
 // onOff is a flag that takes on or off.
 type onOff bool

@@ -140,7 +140,8 @@ func (d *deps) specFlags(c *cobra.Command, spec *api.CreateVM) {
 	f.Var((*bytesFlag)(&spec.Memory), "memory", "memory, e.g. 512M (default 512M, or as configured)")
 	f.Var(&optionalSize{&spec.DiskSize}, "disk", "size of the work disk at /root, which outlives the root, 0 for none (default 10G, or as configured)")
 	f.Var((*bytesFlag)(&spec.RootSize), "root-size", "room for what the VM writes, e.g. 10G (default 10G, or as configured)")
-	f.Var((*networkFlag)(&spec.Network), "net", "how it is on the network: bridge or none (default bridge, or as configured)")
+	f.Var(either[api.RootDisk]{&spec.RootDisk, api.RootDiskOverlay, api.RootDiskSnapshot}, "root-disk", "how its root is made: overlay or dm-snapshot (default overlay, or as configured)")
+	f.Var(either[api.Network]{&spec.Network, api.NetworkBridge, api.NetworkNone}, "net", "how it is on the network: bridge or none (default bridge, or as configured)")
 	f.Var(&optionalOnOff{&spec.NAT}, "nat", "on or off: whether it may reach what is beyond the host (default on, or as configured)")
 	f.BoolVar(&spec.Init, "init", false, "boot the image's own init (systemd, openrc) as process 1")
 	none := cobra.FixedCompletions(nil, cobra.ShellCompDirectiveNoFileComp)
@@ -148,6 +149,7 @@ func (d *deps) specFlags(c *cobra.Command, spec *api.CreateVM) {
 		completeFlag(c, name, none)
 	}
 	completeFlag(c, "net", cobra.FixedCompletions([]string{"bridge", "none"}, cobra.ShellCompDirectiveNoFileComp))
+	completeFlag(c, "root-disk", cobra.FixedCompletions([]string{"overlay", "dm-snapshot"}, cobra.ShellCompDirectiveNoFileComp))
 	completeFlag(c, "nat", cobra.FixedCompletions([]string{"on", "off"}, cobra.ShellCompDirectiveNoFileComp))
 	completeFlag(c, "image", d.images)
 	completeFlag(c, "kernel", d.kernels)

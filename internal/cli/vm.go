@@ -81,6 +81,7 @@ var vmKind = kind[api.VM]{
 		{"init", func(v api.VM) string { return choose(v.Init, "the image's", "the agent") }},
 		{"cpus", func(v api.VM) string { return str(v.CPUs) }},
 		{"memory", func(v api.VM) string { return size(v.Memory) }},
+		{"root disk", func(v api.VM) string { return string(v.RootDisk) }},
 		{"root size", func(v api.VM) string { return size(v.RootSize) }},
 		{"disk size", func(v api.VM) string { return sizeOrNone(v.DiskSize) }},
 		{"network", func(v api.VM) string { return string(v.Network) }},

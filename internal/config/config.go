@@ -130,6 +130,7 @@ type Config struct {
 		Image    string `toml:"image"`
 		CPUs     int    `toml:"cpus"`
 		Memory   Size   `toml:"memory"`
+		RootDisk string `toml:"root_disk"` // overlay or dm-snapshot
 		RootSize Size   `toml:"root_size"`
 		DiskSize Size   `toml:"disk_size"` // of the work disk; 0 for none
 		Network  string `toml:"network"`   // bridge or none
@@ -161,6 +162,7 @@ func Load(path string) (Config, error) {
 	c.VM.Image = "debian"
 	c.VM.CPUs = 1
 	c.VM.Memory = 512 << 20
+	c.VM.RootDisk = string(api.RootDiskOverlay)
 	c.VM.RootSize = 10 << 30
 	c.VM.DiskSize = 10 << 30
 	c.VM.Network = string(api.NetworkBridge)
@@ -202,6 +204,9 @@ func (c Config) validate() error {
 	}
 	if n := api.Network(c.VM.Network); n != api.NetworkBridge && n != api.NetworkNone {
 		return fmt.Errorf("vm.network is %q; it must be bridge or none", n)
+	}
+	if r := api.RootDisk(c.VM.RootDisk); r != api.RootDiskOverlay && r != api.RootDiskSnapshot {
+		return fmt.Errorf("vm.root_disk is %q; it must be overlay or dm-snapshot", r)
 	}
 	for _, p := range c.Network.Allow {
 		if !p.Addr().Is4() {

@@ -23,7 +23,7 @@ func write(t *testing.T, text string) string {
 func defaults() Config {
 	c := Config{Group: "banger"}
 	c.VM.Image, c.VM.CPUs, c.VM.Memory, c.VM.RootSize, c.VM.DiskSize = "debian", 1, 512<<20, 10<<30, 10<<30
-	c.VM.Network, c.VM.NAT = "bridge", true
+	c.VM.RootDisk, c.VM.Network, c.VM.NAT = "overlay", "bridge", true
 	c.Image.MaxSize, c.Image.MaxEntries = 20<<30, 2_000_000
 	c.Storage.Reserve = DefaultReserve
 	return c
@@ -34,7 +34,7 @@ func TestLoad(t *testing.T) {
 	some.VM.CPUs = 4
 	every := Config{Group: "wheel"}
 	every.VM.Image, every.VM.CPUs, every.VM.Memory, every.VM.RootSize, every.VM.DiskSize = "alpine", 3, 1<<30, 1536<<20, 7<<30
-	every.VM.Network, every.VM.NAT = "none", false
+	every.VM.RootDisk, every.VM.Network, every.VM.NAT = "dm-snapshot", "none", false
 	every.Network.Subnet.Prefix = netip.MustParsePrefix("10.61.0.0/16")
 	every.Network.Allow = []netip.Prefix{netip.MustParsePrefix("192.168.178.0/24")}
 	every.Network.Resolvers = []netip.Addr{netip.MustParseAddr("192.168.178.1")}
@@ -54,6 +54,7 @@ func TestLoad(t *testing.T) {
 			image = "alpine"
 			cpus = 3
 			memory = "1G"
+			root_disk = "dm-snapshot"
 			root_size = "1.5G"
 			disk_size = "7G"
 			network = "none"

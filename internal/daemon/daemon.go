@@ -20,6 +20,7 @@ import (
 	"banger/api"
 	"banger/internal/agentbin"
 	"banger/internal/config"
+	"banger/internal/disk"
 	"banger/internal/failpoint"
 	"banger/internal/identity"
 	"banger/internal/image"
@@ -103,9 +104,10 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		Resolvers: cfg.Network.Resolvers, Log: log,
 	})
 	vms := vm.New(vm.Config{
-		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: host.runDirs, Cgroups: host.cgroups, Uppers: host.uppers, Works: host.works, Network: net,
+		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: host.runDirs, Cgroups: host.cgroups, Uppers: host.uppers, Works: host.works,
+		Bases: host.bases, Cows: host.cows, Snapshots: disk.NewSnapshots(ledger, id.ID, paths.State, host.mapper), Network: net,
 		UIDs: vm.UIDs(vmUIDs(cfg, id.ID)), Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, Room: room, StateDir: paths.State, Log: log,
-		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT},
+		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootDisk: api.RootDisk(cfg.VM.RootDisk), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT},
 	})
 	if minted {
 		if err := ledger.ForgetVolatile(ctx); err != nil {
@@ -137,7 +139,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		return err
 	}
 	used := usage.New(usage.Config{
-		StateDir: paths.State, Room: room, Images: images, Kernels: kernels, VMs: vms, Caches: []usage.Cache{host.uppers, host.works},
+		StateDir: paths.State, Room: room, Images: images, Kernels: kernels, VMs: vms, Caches: []usage.Cache{host.uppers, host.works, host.bases},
 	})
 	system := api.System{
 		Version: version, Installation: id.ID, PID: os.Getpid(), Started: time.Now(), StateDir: paths.State, RunDir: paths.Run,
@@ -253,6 +255,11 @@ func (a assets) Image(ctx context.Context, uid uint32, name string) (string, err
 
 func (a assets) Disks(ctx context.Context, id string) ([]string, error) {
 	return a.images.Disks(ctx, id)
+}
+
+func (a assets) Base(ctx context.Context, id string) (vm.Base, error) {
+	b, err := a.images.Base(ctx, id)
+	return vm.Base(b), err
 }
 
 func (a assets) Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error {

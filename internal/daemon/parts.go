@@ -6,6 +6,7 @@ import (
 	"banger/api"
 	"banger/internal/config"
 	"banger/internal/disk"
+	"banger/internal/linux"
 	"banger/internal/network"
 	"banger/internal/resource"
 	"banger/internal/vm"
@@ -16,6 +17,8 @@ import (
 type parts struct {
 	dirs, runDirs *resource.Dir
 	uppers, works *disk.Disks
+	bases, cows   *disk.Disks
+	mapper        linux.DeviceMapper
 	cgroups       *vmm.Cgroups
 	kinds         []resource.Kind // all of them, what uses others after these
 }
@@ -31,8 +34,11 @@ func newParts(paths config.Paths, installation string) (parts, error) {
 		dirs:    resource.NewDir(vm.KindDir, paths.State, false, "vms", "layers", "kernels"),
 		runDirs: resource.NewDir(vm.KindRunDir, paths.Run, true, "vm"),
 		uppers:  disk.New(disk.KindUpper, paths.State), works: disk.New(disk.KindWork, paths.State),
+		bases: disk.New(disk.KindBase, paths.State), cows: disk.New(disk.KindCow, paths.State),
 		cgroups: cgroups,
 	}
-	p.kinds = slices.Concat([]resource.Kind{p.dirs, p.uppers, p.works}, network.Kinds(installation), []resource.Kind{p.runDirs, cgroups}) // VMMs use all of the others
+	p.kinds = slices.Concat(
+		[]resource.Kind{p.dirs, p.uppers, p.works, p.bases, p.cows}, disk.SnapshotKinds(installation, paths.State, p.mapper),
+		network.Kinds(installation), []resource.Kind{p.runDirs, cgroups}) // VMMs use all of the others
 	return p, nil
 }

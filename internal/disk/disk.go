@@ -1,8 +1,10 @@
-// Package disk makes the disks that belong to one VM, which begin as an empty
+// Package disk makes the disks that belong to one VM. Files that begin as an empty
 // ext4: the upper, the writable part of its root, which the agent lays over the
 // image's layers, and the work disk, which the agent mounts at /root and which
-// outlives the root. What is in a disk is the guest's: the host never looks. A
-// disk grows by its file growing; the agent has the file system follow.
+// outlives the root. And, where the root is to be one block device, a snapshot of
+// the image's base by device-mapper (snapshot.go), for which a file takes what is
+// written. What is in a disk is the guest's: the host never looks. A disk grows by
+// its file growing; the agent has the file system follow.
 package disk
 
 import (
@@ -26,6 +28,8 @@ import (
 const (
 	KindUpper = "upper"
 	KindWork  = "work"
+	KindBase  = "base" // of an image, while it is being filled
+	KindCow   = "cow"  // the copy-on-write file of a snapshot; no ext4
 )
 
 // MinSize is the least size, in bytes, of a disk.
@@ -33,10 +37,11 @@ const MinSize = 16 << 20
 
 // Spec is the Spec of a disk's row.
 type Spec struct {
-	Size int64 // bytes, at first
+	Size int64  // bytes, at first
+	Base string `json:",omitempty"` // of a KindCow: the file below the state directory that it belongs to
 }
 
-// Disks is a resource.Kind of disks: files vms/<id>/<kind>-<random>.ext4 below the
+// Disks is a resource.Kind of disks: files vms/<id>/<kind>-<random>.<suffix> below the
 // state directory, whose directory exists. They survive a boot.
 type Disks struct {
 	kind     string
@@ -44,12 +49,19 @@ type Disks struct {
 	mu       sync.Mutex // held while a template is made or copied
 }
 
-// New returns the kind, KindUpper or KindWork, for the disks below stateDir.
+// New returns the kind, one of the words above, for the disks below stateDir.
 func New(kind, stateDir string) *Disks { return &Disks{kind: kind, stateDir: stateDir} }
 
 // Name returns a name that no disk has ever had, for a disk in the directory dir.
 func (d *Disks) Name(dir string) string {
-	return path.Join(dir, d.kind+"-"+resource.RandomName(4)+".ext4")
+	return path.Join(dir, d.kind+"-"+resource.RandomName(4)+d.suffix())
+}
+
+func (d *Disks) suffix() string {
+	if d.kind == KindCow {
+		return ".img"
+	}
+	return ".ext4"
 }
 
 // Kind implements resource.Kind.
@@ -59,7 +71,7 @@ func (d *Disks) Kind() string { return d.kind }
 func (d *Disks) Volatile() bool { return false }
 
 // pattern matches the names of this kind's disks, those of earlier versions too.
-func (d *Disks) pattern() string { return "vms/*/" + d.kind + "*.ext4" }
+func (d *Disks) pattern() string { return "vms/*/" + d.kind + "*" + d.suffix() }
 
 // Path returns the absolute path of the disk called name, which must be one that
 // Name has given.
@@ -93,10 +105,10 @@ func (d *Disks) Grow(name string, size int64) (string, error) {
 	return file, nil
 }
 
-// Acquire makes an empty ext4 of the size in the ref's Spec, rounded down to
-// whole blocks of 4 KiB, sparse. What an earlier attempt left is made anew. Errors
-// are unavailable where mke2fs is missing, no_space, and invalid for a size that is
-// too small.
+// Acquire makes an empty ext4, or of KindCow an empty file, of the size in the ref's
+// Spec, rounded down to whole blocks of 4 KiB, sparse. What an earlier attempt left is
+// made anew. Errors are unavailable where mke2fs is missing, no_space, and invalid for
+// a size that is too small.
 func (d *Disks) Acquire(ctx context.Context, ref resource.Ref) error {
 	file, err := d.Path(ref.Name)
 	if err != nil {
@@ -112,6 +124,12 @@ func (d *Disks) Acquire(ctx context.Context, ref resource.Ref) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("create disk %s: %w", file, err)
 	}
+	if d.kind == KindCow {
+		if err := makeSparse(file, spec.Size); err != nil {
+			return diskError(file, err)
+		}
+		return nil
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	template, err := d.template(ctx, spec.Size)
@@ -125,6 +143,44 @@ func (d *Disks) Acquire(ctx context.Context, ref resource.Ref) error {
 		return diskError(file, err)
 	}
 	return nil
+}
+
+// makeSparse makes an empty file of a size in bytes.
+func makeSparse(file string, size int64) error {
+	if err := removeIfThere(file); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(size), f.Close()); err != nil {
+		return errors.Join(err, os.Remove(file))
+	}
+	return nil
+}
+
+// Keep makes a disk that is complete durable and read-only, and moves it into a
+// directory below the state directory. Its row is to be released then. It returns the
+// new name.
+func (d *Disks) Keep(name, dir string) (string, error) {
+	file, err := d.Path(name)
+	if err != nil {
+		return "", err
+	}
+	kept := path.Join(dir, path.Base(name))
+	to := filepath.Join(d.stateDir, filepath.FromSlash(kept))
+	err = errors.Join(syncFile(file), os.Chmod(file, 0o440))
+	if err == nil {
+		err = os.Rename(file, to)
+	}
+	if err == nil {
+		err = syncFile(filepath.Dir(to))
+	}
+	if err != nil {
+		return "", diskError(to, err)
+	}
+	return kept, nil
 }
 
 // Inspect implements resource.Kind.

@@ -33,7 +33,7 @@ func (d *Disks) template(ctx context.Context, size int64) (string, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", diskError(path, err)
 	}
-	empty, err := makeExt4(ctx, size)
+	empty, err := makeExt4(ctx, size, d.inodeRatio())
 	if err != nil {
 		return "", fmt.Errorf("create disk %s: %w", path, err)
 	}
@@ -62,9 +62,29 @@ func (d *Disks) template(ctx context.Context, size int64) (string, error) {
 	return path, dropTemplates(filepath.Join(dir, d.kind+"-*.ext4"), path)
 }
 
+// baseInodeRatio is for how many bytes a base, and what grows out of it, has an inode;
+// mke2fs(8), -i.
+const baseInodeRatio = 8 << 10
+
+// BaseSize returns how many bytes the file system needs that holds so many bytes of
+// content in so many files and directories, with a journal and room for the copying.
+func BaseSize(content, entries int64) int64 {
+	const mib = 1 << 20
+	size := max(content+content/8, (entries+entries/8)*baseInodeRatio) + 96*mib
+	return (size + mib - 1) / mib * mib
+}
+
+// inodeRatio is for how many bytes a disk has an inode.
+func (d *Disks) inodeRatio() int {
+	if d.kind == KindBase {
+		return baseInodeRatio
+	}
+	return 16 << 10
+}
+
 // makeExt4 returns a file in memory that holds an empty ext4. In memory, because
 // mke2fs reports a full disk in words alone, and our own copy of it by its errno.
-func makeExt4(ctx context.Context, size int64) (*os.File, error) {
+func makeExt4(ctx context.Context, size int64, inodeRatio int) (*os.File, error) {
 	mke2fs, err := lookMke2fs()
 	if err != nil {
 		return nil, err
@@ -73,7 +93,7 @@ func makeExt4(ctx context.Context, size int64) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.CommandContext(ctx, mke2fs, "-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096",
+	cmd := exec.CommandContext(ctx, mke2fs, "-q", "-F", "-t", "ext4", "-m", "0", "-b", "4096", "-i", strconv.Itoa(inodeRatio),
 		"-E", "root_owner=0:0,lazy_itable_init=1,lazy_journal_init=1,nodiscard", "/proc/self/fd/3", strconv.FormatInt(size>>10, 10)+"k")
 	cmd.ExtraFiles = []*os.File{file} // the first one is descriptor 3
 	if out, err := cmd.CombinedOutput(); err != nil {

@@ -7,6 +7,7 @@ package image
 import (
 	"context"
 	"fmt"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/linux"
 	"banger/internal/resource"
 	"banger/internal/space"
 )
@@ -173,25 +175,66 @@ func (m *Manager) Remove(ctx context.Context, caller uint32, name string) error 
 	return nil
 }
 
-// Disks returns the absolute paths of the layers of image id, lowest first.
-func (m *Manager) Disks(ctx context.Context, id string) ([]string, error) {
+// byID finds the image id, whoever has it.
+func (m *Manager) byID(ctx context.Context, id string) (Image, error) {
 	all, err := m.Store.Images(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("list images: %w", err)
+		return Image{}, fmt.Errorf("list images: %w", err)
 	}
 	i := slices.IndexFunc(all, func(i Image) bool { return i.ID == id })
 	if i < 0 {
-		return nil, api.Errorf(api.CodeNotFound, "image %s: no such image", id)
+		return Image{}, api.Errorf(api.CodeNotFound, "image %s: no such image", id)
 	}
-	layers := all[i].Layers
-	if all[i].Tail != nil {
-		layers = append(slices.Clone(layers[:maxDisks-1]), *all[i].Tail)
-	}
+	return all[i], nil
+}
+
+// Disks returns the absolute paths of the layers of image id, lowest first.
+func (m *Manager) Disks(ctx context.Context, id string) ([]string, error) {
+	img, err := m.byID(ctx, id)
 	var paths []string
-	for _, l := range layers {
+	for _, l := range img.disks() {
 		paths = append(paths, m.path(l.Dir, layerFile))
 	}
-	return paths, nil
+	return paths, err
+}
+
+// disks are the layers of which a VM has disks.
+func (i Image) disks() []Layer {
+	if i.Tail != nil {
+		return append(slices.Clone(i.Layers[:maxDisks-1]), *i.Tail)
+	}
+	return i.Layers
+}
+
+// Base is the content of an image as one file system that can be written to. It is
+// kept in the directory of the highest layer, which is of all those below as well, and
+// goes with it.
+type Base struct {
+	File    string // as Dir; empty while there is none
+	Dir     string // relative to the state directory: where one is to be made, as base-<random>.ext4
+	Content int64  // bytes that it has to hold
+	Entries int64  // files and directories, likewise
+}
+
+// Base returns the base of image id.
+func (m *Manager) Base(ctx context.Context, id string) (Base, error) {
+	img, err := m.byID(ctx, id)
+	if err != nil {
+		return Base{}, err
+	}
+	base := Base{Dir: img.Layers[len(img.Layers)-1].Dir, Entries: img.Entries}
+	for _, l := range img.disks() {
+		n, err := linux.Allocated(m.path(l.Dir, layerFile))
+		if err != nil {
+			return Base{}, err
+		}
+		base.Content += n
+	}
+	found, err := filepath.Glob(m.path(base.Dir, "base-*.ext4"))
+	if len(found) > 0 {
+		base.File = path.Join(base.Dir, filepath.Base(found[0]))
+	}
+	return base, err
 }
 
 // Alive returns the ledger's owners, "layer/<rand>", that are still wanted.

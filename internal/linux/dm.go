@@ -76,15 +76,18 @@ func (d DeviceMapper) Make(name, uuid string, readOnly bool, table []DMTarget) e
 }
 
 // Reload makes a device, which may be in use, one of other targets. What was under way
-// is done with the former ones.
+// is done with the former ones, and they stay where the new ones do not work.
 func (DeviceMapper) Reload(name string, readOnly bool, table []DMTarget) error {
 	if err := dmLoad(name, readOnly, table); err != nil {
 		return err
 	}
-	// No file system of the host's is on it that could be frozen.
-	_, err := dmCall(unix.DM_DEV_SUSPEND, name, dmRequest{flags: unix.DM_SUSPEND_FLAG | unix.DM_SKIP_LOCKFS_FLAG})
-	_, rerr := dmCall(unix.DM_DEV_SUSPEND, name, dmRequest{})
-	return errors.Join(err, rerr)
+	// Resuming suspends it first. No file system of the host's is on it that could be frozen.
+	_, err := dmCall(unix.DM_DEV_SUSPEND, name, dmRequest{flags: unix.DM_SKIP_LOCKFS_FLAG})
+	if err != nil {
+		_, rerr := dmCall(unix.DM_DEV_SUSPEND, name, dmRequest{}) // with the former table
+		return errors.Join(err, rerr)
+	}
+	return nil
 }
 
 // Remove removes a device, if it is there; EBUSY while somebody has it open.

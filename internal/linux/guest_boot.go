@@ -23,6 +23,14 @@ func Mount(source, target, fstype string, readOnly bool, options string) error {
 	return nil
 }
 
+// Unmount takes the mount at target away, when all that was written is on its disk.
+func Unmount(target string) error {
+	if err := unix.Unmount(target, 0); err != nil {
+		return &os.PathError{Op: "unmount", Path: target, Err: err}
+	}
+	return nil
+}
+
 // RemountReadOnly makes the mount at target read-only, with its file system.
 func RemountReadOnly(target string) error {
 	if err := unix.Mount("", target, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {

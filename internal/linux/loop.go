@@ -83,10 +83,14 @@ func LoopNames(prefix string) ([]string, error) {
 	return names, err
 }
 
-// FindLoop says whether there is a loop device called name; fs.ErrNotExist where
+// FindLoop returns the path of the loop device called name; fs.ErrNotExist where
 // there is none.
-func FindLoop(name string) error {
-	return withLoop(name, func(*os.File, *unix.LoopInfo64) error { return nil })
+func FindLoop(name string) (device string, err error) {
+	err = withLoop(name, func(f *os.File, _ *unix.LoopInfo64) error {
+		device = f.Name()
+		return nil
+	})
+	return device, err
 }
 
 // HoldLoop opens the loop device called name, which from then on loses its file when

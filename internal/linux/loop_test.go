@@ -45,7 +45,7 @@ func testName(what string) string { return "banger-test-" + what + "-" + rand.Te
 func awaitNoLoop(t *testing.T, name string) {
 	t.Helper()
 	end := time.Now().Add(time.Minute)
-	for err := FindLoop(name); !errors.Is(err, fs.ErrNotExist); err = FindLoop(name) {
+	for _, err := FindLoop(name); !errors.Is(err, fs.ErrNotExist); _, err = FindLoop(name) {
 		if time.Now().After(end) {
 			t.Fatalf("the loop device %s is left: %v", name, err)
 		}
@@ -55,7 +55,7 @@ func awaitNoLoop(t *testing.T, name string) {
 
 func TestLoop(t *testing.T) {
 	name := testName("loop")
-	if err := FindLoop(name); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := FindLoop(name); !errors.Is(err, fs.ErrNotExist) {
 		t.Fatalf("found before it is made: %v", err)
 	}
 	file := newLoop(t, name, 1, false)
@@ -80,7 +80,7 @@ func TestLoop(t *testing.T) {
 	if _, err := held.ReadAt(head, 0); err != nil || !bytes.Equal(head, []byte(name)) {
 		t.Errorf("it holds %q, %v", head, err)
 	}
-	if err := FindLoop(name); err != nil { // which opens and closes it
+	if _, err := FindLoop(name); err != nil { // which opens and closes it
 		t.Errorf("held: %v", err)
 	}
 	if err := held.Close(); err != nil {

@@ -11,7 +11,7 @@ import (
 )
 
 // columns of the table vm, in the order of fields.
-const columns = `id, owner, name, image, image_id, kernel, cpus, memory, root_size, disk_size, network, nat, ip, mac, init,
+const columns = `id, owner, name, image, image_id, kernel, cpus, memory, root_disk, root_size, disk_size, network, nat, ip, mac, init,
 	ephemeral, wanted, sync, machine_id, host_key, created, last_error, uid`
 
 // InsertVM implements vm.Store. The image and the kernel are looked for in the same
@@ -29,8 +29,8 @@ func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
 		case !kernel:
 			return api.Errorf(api.CodeNotFound, "create VM %q: kernel %q has been removed", r.Name, r.Kernel).WithHint("banger kernel list")
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
-			r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.Network, r.NAT,
+		_, err = tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+			r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootDisk, r.RootSize, r.DiskSize, r.Network, r.NAT,
 			ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError, uidOut(r.UID))
 		if isUnique(err, addresses...) {
 			return addressTaken("create", r)
@@ -85,7 +85,7 @@ func (db *DB) VMs(ctx context.Context) ([]vm.Record, error) {
 		var created int64
 		var ip, mac sql.NullString
 		var uid sql.NullInt64
-		if err := rows.Scan(&r.ID, &r.Owner, &r.Name, &r.Image, &r.ImageID, &r.Kernel, &r.CPUs, &r.Memory, &r.RootSize, &r.DiskSize,
+		if err := rows.Scan(&r.ID, &r.Owner, &r.Name, &r.Image, &r.ImageID, &r.Kernel, &r.CPUs, &r.Memory, &r.RootDisk, &r.RootSize, &r.DiskSize,
 			&r.Network, &r.NAT, &ip, &mac, &r.Init, &r.Ephemeral, &r.Wanted, &r.Sync, &r.MachineID, &r.HostKey, &created, &r.LastError, &uid); err != nil {
 			return err
 		}

@@ -171,7 +171,7 @@ func (s *Service) vms(ctx context.Context, caller uint32, m *measure) error {
 			switch {
 			case strings.HasPrefix(e.Name(), "work-"):
 				into = &u.Work
-			case filepath.Ext(e.Name()) == ".ext4":
+			case filepath.Ext(e.Name()) == ".ext4", strings.HasPrefix(e.Name(), "cow-"):
 				into = &u.Root
 			}
 			n, err := m.take(filepath.Join(dir, e.Name()))

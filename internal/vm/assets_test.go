@@ -22,7 +22,7 @@ import (
 // assets is what the VMs of a world are made of.
 func (w *world) assets(db *store.DB, dirs *resource.Dir) vm.Assets {
 	if !w.whole {
-		return noAssets{w.lacking}
+		return noAssets{w.lacking, w.state}
 	}
 	w.images = image.New(image.Config{Ledger: w.ledger, Dirs: dirs, Store: db})
 	w.kernels = kernel.New(kernel.Config{Ledger: w.ledger, Dirs: dirs, Store: db, Agent: []byte("the agent")})
@@ -30,12 +30,24 @@ func (w *world) assets(db *store.DB, dirs *resource.Dir) vm.Assets {
 }
 
 // noAssets implements vm.Assets with paths that nothing opens.
-type noAssets struct{ lacking error }
+type noAssets struct {
+	lacking error
+	state   string
+}
 
 func (noAssets) Image(context.Context, uint32, string) (string, error) { return "sha256:debian", nil }
 
 func (a noAssets) Disks(context.Context, string) ([]string, error) {
 	return []string{"/layers/debian/layer.ext4"}, a.lacking
+}
+
+func (a noAssets) Base(context.Context, string) (vm.Base, error) {
+	base := vm.Base{Dir: "bases", Content: 1 << 20, Entries: 100}
+	found, err := filepath.Glob(filepath.Join(a.state, base.Dir, "base-*.ext4"))
+	if len(found) > 0 {
+		base.File = base.Dir + "/" + filepath.Base(found[0])
+	}
+	return base, errors.Join(a.lacking, err)
 }
 
 func (noAssets) Import(_ context.Context, _ uint32, _ string, tar io.Reader, _ api.Reporter) error {
@@ -65,6 +77,11 @@ func (a realAssets) Image(ctx context.Context, uid uint32, name string) (string,
 
 func (a realAssets) Disks(ctx context.Context, id string) ([]string, error) {
 	return a.images.Disks(ctx, id)
+}
+
+func (a realAssets) Base(ctx context.Context, id string) (vm.Base, error) {
+	b, err := a.images.Base(ctx, id)
+	return vm.Base(b), err
 }
 
 func (a realAssets) Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error {

@@ -63,7 +63,14 @@ type description struct {
 
 // disk adds a disk and returns the name of its device in the guest.
 func (d *description) disk(path string, readOnly bool) string {
-	d.machine.Disks = append(d.machine.Disks, vmm.Disk{Path: path, ReadOnly: readOnly})
+	return d.add(vmm.Disk{Path: path, ReadOnly: readOnly})
+}
+
+// device is disk for a block device that can be written to.
+func (d *description) device(path string) string { return d.add(vmm.Disk{Path: path, Block: true}) }
+
+func (d *description) add(disk vmm.Disk) string {
+	d.machine.Disks = append(d.machine.Disks, disk)
 	return "vd" + string(rune('a'+len(d.machine.Disks)-1))
 }
 

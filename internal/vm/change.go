@@ -33,7 +33,7 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 		return rec, err
 	}
 	if err := validate(fmt.Sprintf("change VM %q", rec.Name), api.CreateVM{
-		Name: to.Name, CPUs: to.CPUs, Memory: to.Memory, RootSize: root, DiskSize: &work, Network: to.Network,
+		Name: to.Name, CPUs: to.CPUs, Memory: to.Memory, RootDisk: to.RootDisk, RootSize: root, DiskSize: &work, Network: to.Network,
 	}, total); err != nil {
 		return rec, err
 	}
@@ -70,27 +70,9 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 			return to, err
 		}
 	}
-	var grown []string
-	for _, d := range []struct {
-		disks *disk.Disks
-		name  string // empty: it will be made with its size at the next start
-		size  *int64
-		want  int64
-	}{{s.uppers, names.upper, &to.RootSize, root}, {s.works, names.work, &to.DiskSize, work}} {
-		had := *d.size
-		*d.size = d.want
-		if d.name != "" && had != d.want {
-			if err := o.commit(ctx, to); err != nil { // first: the next start makes a file larger, never smaller
-				*d.size = had
-				return to, err
-			}
-			path, err := d.disks.Grow(d.name, d.want)
-			if err != nil {
-				*d.size = had
-				return to, err
-			}
-			grown = append(grown, path)
-		}
+	grown, err := s.grow(ctx, o, &to, names, root, work, l != nil)
+	if err != nil {
+		return to, err
 	}
 	if l == nil {
 		return to, nil // the agent sees to the file systems and the name at the next start
@@ -104,6 +86,52 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 		}
 	}
 	return to, nil
+}
+
+// grow gives a VM's disks their new sizes, in bytes, and the record with them. It
+// returns the disks of a machine that runs that have become larger.
+func (s *Service) grow(ctx context.Context, o *owner, to *Record, names diskNames, rootSize, workSize int64, runs bool) (grown []string, err error) {
+	if had := to.RootSize; had != rootSize {
+		to.RootSize = rootSize
+		if names.root != "" { // else it will be made with its size at the next start
+			path, err := s.growRoot(ctx, o, *to, names.root, runs)
+			if err != nil {
+				to.RootSize = had
+				return nil, err
+			}
+			grown = append(grown, path)
+		}
+	}
+	if had := to.DiskSize; had != workSize {
+		to.DiskSize = workSize
+		if names.work != "" {
+			path, err := s.growFile(ctx, o, *to, s.works, names.work, workSize)
+			if err != nil {
+				to.DiskSize = had
+				return grown, err
+			}
+			grown = append(grown, path)
+		}
+	}
+	return grown, nil
+}
+
+// growFile has a disk's file grow, after the record that asks for it is durable: the
+// next start makes a file larger, never smaller.
+func (s *Service) growFile(ctx context.Context, o *owner, to Record, disks *disk.Disks, name string, size int64) (path string, err error) {
+	if err := o.commit(ctx, to); err != nil {
+		return "", err
+	}
+	return disks.Grow(name, size)
+}
+
+// growRoot returns what the machine has for its root.
+func (s *Service) growRoot(ctx context.Context, o *owner, to Record, name string, runs bool) (path string, err error) {
+	r := s.rootOf(to)
+	if path, err = s.growFile(ctx, o, to, r.files(), name, r.fileSize(to.RootSize)); err != nil || !runs {
+		return path, err
+	}
+	return r.grow(ctx, runOwnerOf(to.ID), to, path)
 }
 
 func or[T any](p *T, otherwise T) T {
@@ -144,12 +172,12 @@ func (s *Service) Reset(_ context.Context, caller uint32, ref string) (api.Opera
 	})
 }
 
-// resetRoot drops the upper; the next start makes a new one.
+// resetRoot drops what the root's file has; the next start makes a new one.
 func (s *Service) resetRoot(ctx context.Context, rec Record, l *live, _ api.Reporter) (Record, error) {
 	if l != nil {
 		return rec, api.Errorf(api.CodeConflict, "reset VM %q: it was started meanwhile", rec.Name).WithHint("banger vm reset %s", rec.Name)
 	}
-	return rec, s.releaseDisk(ctx, rec.ID, disk.KindUpper)
+	return rec, s.releaseDisk(ctx, rec.ID, s.rootOf(rec).files().Kind())
 }
 
 // Promote makes an image, of which the caller is the owner, of a stopped VM's root.

@@ -47,7 +47,7 @@ func (s *Service) start(ctx context.Context, o *owner, rec Record, report api.Re
 	if err := s.releaseRun(rec); err != nil { // what the last run could not: a VMM of it could write to the disks
 		return nil, err
 	}
-	if err := s.acquireDisks(ctx, rec); err != nil {
+	if err := s.acquireDisks(ctx, rec, report); err != nil {
 		return nil, err
 	}
 	watch.lap("disk")
@@ -58,7 +58,7 @@ func (s *Service) start(ctx context.Context, o *owner, rec Record, report api.Re
 	if err != nil {
 		return nil, err
 	}
-	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, watch, report)
+	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, s.rootOf(rec), watch, report)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ type booted struct {
 
 // boot starts the machine of a VM that has its disks, on behalf of an owner in the
 // ledger, who is to give back what it acquires, also after an error.
-func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *stopwatch, report api.Reporter) (booted, error) {
+func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot, watch *stopwatch, report api.Reporter) (booted, error) {
 	info, err := s.driver.Check(ctx)
 	if err != nil {
 		return booted{}, err
@@ -90,6 +90,10 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
 		return booted{}, err
 	}
+	if err := r.acquire(ctx, owner, rec); err != nil {
+		return booted{}, err
+	}
+	watch.lap("root")
 	for _, c := range s.capabilities {
 		if err := c.acquire(ctx, owner, rec); err != nil {
 			return booted{}, err
@@ -100,7 +104,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 		return booted{}, err
 	}
 	watch.lap("cgroup")
-	m, err := s.machine(ctx, owner, rec, runDir, cgroup)
+	m, err := s.machine(ctx, owner, rec, r, runDir, cgroup)
 	if err != nil {
 		return booted{}, err
 	}
@@ -113,7 +117,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, watch *sto
 	if err := failpoint.Pass("vm", "started"); err != nil {
 		return booted{}, errors.Join(err, inst.Close())
 	}
-	conn, health, err := s.connect(ctx, inst, rec)
+	conn, health, err := s.connectWithin(ctx, r.patience(), inst, rec)
 	if err != nil {
 		return booted{}, errors.Join(s.bootError(rec, inst, m.Cgroup, err), inst.Close())
 	}
@@ -232,7 +236,7 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 			s.log.Error("take up what a VM has", "vm", rec.Name, "err", err) // it lives all the same
 		}
 	}
-	m, err := s.machine(ctx, runOwnerOf(rec.ID), rec, runDir, cgroup)
+	m, err := s.machine(ctx, runOwnerOf(rec.ID), rec, s.rootOf(rec), runDir, cgroup)
 	if err != nil {
 		s.log.Error("describe a VM that runs", "vm", rec.Name, "err", err)
 		m = s.frame(rec, runDir, cgroup)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"os"
 	"slices"
 	"sync"
 	"time"
@@ -12,6 +11,7 @@ import (
 	"banger/api"
 	"banger/internal/guest"
 	"banger/internal/guest/wire"
+	"banger/internal/linux"
 	"banger/internal/vmm"
 )
 
@@ -42,7 +42,11 @@ type live struct {
 
 // connect makes the channel to the agent and configures the guest.
 func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, wire.Health, error) {
-	ctx, cancel := context.WithTimeout(ctx, bootTimeout)
+	return s.connectWithin(ctx, bootTimeout, inst, rec)
+}
+
+func (s *Service) connectWithin(ctx context.Context, timeout time.Duration, inst vmm.Instance, rec Record) (*guest.Conn, wire.Health, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	go func() { // a VMM that ended will not answer any more
 		select {
@@ -191,20 +195,20 @@ func (l *live) resize(ctx context.Context, paths []string) error {
 		if i < 0 {
 			return fmt.Errorf("resize disk %s: the machine is not known to have it", path)
 		}
-		info, err := os.Stat(path)
+		size, err := linux.DiskSize(path)
 		if err != nil {
 			return err
 		}
-		if err := l.inst.ResizeDisk(ctx, i, info.Size()); err != nil {
+		if err := l.inst.ResizeDisk(ctx, i, size); err != nil {
 			return err
 		}
 	}
 	if len(paths) == 0 {
 		return nil
 	}
-	conn := l.connection()
-	if conn == nil {
-		return api.Errorf(api.CodeGuest, "let file systems grow: the agent does not answer")
+	conn, err := l.channel(ctx)
+	if err != nil {
+		return fmt.Errorf("let file systems grow: %w", err)
 	}
 	return conn.Configure(ctx, wire.Configure{Grow: true})
 }

@@ -2,7 +2,9 @@ package vm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -36,7 +38,10 @@ func (r runSpec) differs(rec Record) []string {
 }
 
 // diskNames are the names in the ledger of the disks of a VM; empty where it has none.
-type diskNames struct{ dir, upper, work string }
+type diskNames struct {
+	dir, root, work string
+	base            string // of the root: the file below the state directory that it is a snapshot of
+}
 
 func (s *Service) diskNames(ctx context.Context, id string) (diskNames, error) {
 	held, err := s.ledger.Held(ctx, ownerOf(id))
@@ -45,8 +50,13 @@ func (s *Service) diskNames(ctx context.Context, id string) (diskNames, error) {
 		switch ref.Kind {
 		case KindDir:
 			names.dir = ref.Name
-		case disk.KindUpper:
-			names.upper = ref.Name
+		case disk.KindUpper, disk.KindCow:
+			names.root = ref.Name
+			var spec disk.Spec
+			if err := json.Unmarshal(ref.Spec, &spec); err != nil {
+				return names, fmt.Errorf("read what disk %s is: %w", ref.Name, err)
+			}
+			names.base = spec.Base
 		case disk.KindWork:
 			names.work = ref.Name
 		}
@@ -56,7 +66,11 @@ func (s *Service) diskNames(ctx context.Context, id string) (diskNames, error) {
 
 // acquireDisks makes what a VM is to hold for its life and does not hold yet. What
 // it made is given back when it does not succeed.
-func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
+func (s *Service) acquireDisks(ctx context.Context, rec Record, report api.Reporter) (err error) {
+	r := s.rootOf(rec)
+	if err := r.check(ctx, rec); err != nil {
+		return err
+	}
 	// What could not be given back until now may stand in the way.
 	if err := s.ledger.Finish(ctx, ownerOf(rec.ID)); err != nil {
 		return err
@@ -77,12 +91,12 @@ func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
 	dir := "vms/" + rec.ID
 	for _, want := range []struct {
 		kind, has, name string
-		spec            any
+		spec            func() (any, error)
 		needed          bool
 	}{
-		{KindDir, names.dir, dir, nil, true},
-		{disk.KindUpper, names.upper, s.uppers.Name(dir), disk.Spec{Size: rec.RootSize}, true},
-		{disk.KindWork, names.work, s.works.Name(dir), disk.Spec{Size: rec.DiskSize}, rec.DiskSize > 0},
+		{KindDir, names.dir, dir, func() (any, error) { return nil, nil }, true},
+		{r.files().Kind(), names.root, r.files().Name(dir), func() (any, error) { return r.spec(ctx, rec, report) }, true},
+		{disk.KindWork, names.work, s.works.Name(dir), func() (any, error) { return disk.Spec{Size: rec.DiskSize}, nil }, rec.DiskSize > 0},
 	} {
 		if !want.needed {
 			continue
@@ -93,7 +107,11 @@ func (s *Service) acquireDisks(ctx context.Context, rec Record) (err error) {
 			}
 			continue
 		}
-		ref, err := s.ledger.Acquire(ctx, ownerOf(rec.ID), want.kind, want.name, want.spec)
+		spec, err := want.spec()
+		if err != nil {
+			return err
+		}
+		ref, err := s.ledger.Acquire(ctx, ownerOf(rec.ID), want.kind, want.name, spec)
 		if err != nil {
 			return err
 		}
@@ -110,8 +128,9 @@ func (s *Service) whole(kind, name string, rec Record) error {
 	switch kind {
 	case KindDir:
 		return os.MkdirAll(filepath.Join(s.stateDir, filepath.FromSlash(name)), 0o700)
-	case disk.KindUpper:
-		disks, size, advice = s.uppers, rec.RootSize, "banger vm reset "+rec.Name+" gives it a fresh root"
+	case disk.KindUpper, disk.KindCow:
+		r := s.rootOf(rec)
+		disks, size, advice = r.files(), r.fileSize(rec.RootSize), "banger vm reset "+rec.Name+" gives it a fresh root"
 	}
 	path, err := disks.Path(name)
 	if err != nil {
@@ -138,29 +157,16 @@ func (s *Service) frame(rec Record, runDir, cgroup string) vmm.Machine {
 }
 
 // machine describes the machine of a VM whose resources owner has.
-func (s *Service) machine(ctx context.Context, owner string, rec Record, runDir, cgroup string) (vmm.Machine, error) {
-	layers, err := s.assets.Disks(ctx, rec.ImageID)
-	if err != nil {
-		return vmm.Machine{}, err
-	}
+func (s *Service) machine(ctx context.Context, owner string, rec Record, r bootRoot, runDir, cgroup string) (vmm.Machine, error) {
 	boot, err := s.assets.Boot(ctx, rec.Kernel)
-	if err != nil {
-		return vmm.Machine{}, err
-	}
-	names, err := s.diskNames(ctx, rec.ID)
-	if err != nil {
-		return vmm.Machine{}, err
-	}
-	upper, err := s.uppers.Path(names.upper)
 	if err != nil {
 		return vmm.Machine{}, err
 	}
 	d := &description{machine: s.frame(rec, runDir, cgroup), boot: wire.Boot{Sync: rec.Sync}}
 	d.machine.Kernel, d.machine.Initrd = boot.Vmlinux, boot.Initramfs
-	for _, path := range layers {
-		d.boot.Layers = append(d.boot.Layers, d.disk(path, true))
+	if err := r.describe(ctx, owner, rec, d); err != nil {
+		return vmm.Machine{}, err
 	}
-	d.boot.Upper = d.disk(upper, false)
 	d.boot.Modules = d.disk(boot.Modules, true)
 	for _, c := range s.capabilities {
 		if err := c.describe(ctx, owner, rec, d); err != nil {

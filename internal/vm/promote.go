@@ -37,12 +37,10 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 	if err := s.releaseRun(rec); err != nil { // as before a start
 		return err
 	}
-	if err := s.acquireDisks(ctx, rec); err != nil {
+	if err := s.acquireDisks(ctx, rec, report); err != nil {
 		return err
 	}
-	only := rec
-	only.CPUs, only.Memory, only.DiskSize, only.Network, only.Init, only.HostKey = 1, readMemory, 0, api.NetworkNone, false, ""
-	b, err := s.boot(ctx, readOwnerOf(rec.ID), only, newStopwatch(), report)
+	b, err := s.boot(ctx, readOwnerOf(rec.ID), reader(rec), s.rootOf(rec), newStopwatch(), report)
 	if err != nil {
 		return fmt.Errorf("read its root: %w", err)
 	}
@@ -54,6 +52,12 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 	defer tar.Close()
 	report(api.Progress{Step: "import"})
 	return s.assets.Import(ctx, uid, image, tar, report)
+}
+
+// reader is the record of a machine that only reads what a VM has.
+func reader(rec Record) Record {
+	rec.CPUs, rec.Memory, rec.DiskSize, rec.Network, rec.Init, rec.HostKey = 1, readMemory, 0, api.NetworkNone, false, ""
+	return rec
 }
 
 // readRoot has an agent send its root, without what is mounted in it, as a tar

@@ -35,6 +35,9 @@ type Config struct {
 	Cgroups    *vmm.Cgroups
 	Uppers     *disk.Disks
 	Works      *disk.Disks
+	Bases      *disk.Disks
+	Cows       *disk.Disks
+	Snapshots  *disk.Snapshots
 	Network    *network.Network
 	UIDs       UIDs // for the VMMs
 	Driver     vmm.Driver
@@ -55,12 +58,17 @@ type Service struct {
 	cgroups  *vmm.Cgroups
 	uppers   *disk.Disks
 	works    *disk.Disks
+	bases    *disk.Disks
+	cows     *disk.Disks
 	driver   vmm.Driver
 	ops      *operation.Registry
 	room     space.Room
 	stateDir string
 	defaults api.CreateVM
 	log      *slog.Logger
+
+	snapshots *disk.Snapshots
+	filling   chan struct{} // has room for one who makes a base
 
 	capabilities []capability
 	leaseGrace   time.Duration
@@ -75,7 +83,7 @@ type Service struct {
 func New(c Config) *Service {
 	s := &Service{
 		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups,
-		uppers: c.Uppers, works: c.Works, driver: c.Driver,
+		uppers: c.Uppers, works: c.Works, bases: c.Bases, cows: c.Cows, snapshots: c.Snapshots, filling: make(chan struct{}, 1), driver: c.Driver,
 		ops: c.Operations, room: c.Room, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
 	}
 	s.capabilities = []capability{
@@ -290,6 +298,7 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	r.Image = cmp.Or(r.Image, s.defaults.Image)
 	r.CPUs = cmp.Or(r.CPUs, s.defaults.CPUs)
 	r.Memory = roundDown(cmp.Or(r.Memory, s.defaults.Memory))
+	r.RootDisk = cmp.Or(r.RootDisk, s.defaults.RootDisk)
 	r.RootSize = roundUp(cmp.Or(r.RootSize, s.defaults.RootSize))
 	diskSize := roundUp(*cmp.Or(r.DiskSize, s.defaults.DiskSize))
 	r.DiskSize = &diskSize
@@ -319,10 +328,13 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	}
 	rec, err := s.settle(ctx, Record{
 		ID: resource.RandomName(6), Name: r.Name, Owner: caller, Image: r.Image, ImageID: imageID, Kernel: kernel,
-		CPUs: r.CPUs, Memory: r.Memory, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, NAT: nat,
+		CPUs: r.CPUs, Memory: r.Memory, RootDisk: r.RootDisk, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, NAT: nat,
 		Init: r.Init, Ephemeral: r.Ephemeral, Wanted: WantStopped,
 		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), Created: time.Now(),
 	})
+	if err == nil {
+		err = s.rootOf(rec).check(ctx, rec)
+	}
 	if err != nil {
 		return Record{}, fmt.Errorf("create VM %q: %w", r.Name, err)
 	}

@@ -46,6 +46,7 @@ type Record struct {
 	Kernel    string
 	CPUs      int
 	Memory    int64 // bytes
+	RootDisk  api.RootDisk
 	RootSize  int64 // bytes
 	DiskSize  int64 // bytes of the work disk; 0 for none
 	Network   api.Network
@@ -79,12 +80,24 @@ type Assets interface {
 	Image(ctx context.Context, uid uint32, name string) (id string, err error)
 	// Disks returns the paths of the layers of the image called id, lowest first.
 	Disks(ctx context.Context, id string) ([]string, error)
+	// Base says where the content of the image called id is, or is to be, as one file
+	// system that can be written to.
+	Base(ctx context.Context, id string) (Base, error)
 	// Import makes an image of the user uid from a tar archive.
 	Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error
 	// Kernel resolves the name of a kernel; the default for an empty one.
 	Kernel(ctx context.Context, name string) (string, error)
 	// Boot returns the files from which the kernel called name boots.
 	Boot(ctx context.Context, name string) (Boot, error)
+}
+
+// Base is an image's content as one file system. Once it is there nobody changes it, and
+// it stays for as long as its image.
+type Base struct {
+	File    string // below the state directory; empty while there is none
+	Dir     string // below the state directory: where it is to be made
+	Content int64  // bytes that it has to hold
+	Entries int64  // files and directories, likewise
 }
 
 // Boot is the files of a kernel.
@@ -120,6 +133,8 @@ func validate(what string, r api.CreateVM, hostMemory int64) error {
 		return bad("root size of %d MiB", r.RootSize>>20).WithHint("--root-size takes %dM to %dT", minDiskSize>>20, int64(maxDiskSize)>>40)
 	case r.DiskSize != nil && *r.DiskSize != 0 && !size(*r.DiskSize):
 		return bad("work disk of %d MiB", *r.DiskSize>>20).WithHint("--disk takes %dM to %dT, or 0 for none", minDiskSize>>20, int64(maxDiskSize)>>40)
+	case r.RootDisk != api.RootDiskOverlay && r.RootDisk != api.RootDiskSnapshot:
+		return bad("root disk %q", r.RootDisk).WithHint("--root-disk takes overlay or dm-snapshot")
 	case r.Network != api.NetworkBridge && r.Network != api.NetworkNone:
 		return bad("network %q", r.Network).WithHint("--net takes bridge or none")
 	}

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -72,8 +73,10 @@ type world struct {
 	whole      bool   // with images, kernels and a network that are real
 	fail       func(action string, ref resource.Ref) error
 	log        *logBuffer
-	lacking    error         // of the assets
-	grace      time.Duration // of leases; the Service's own where it is 0
+	mapper     *hosttest.Mapper // the kernel's, which outlives daemons
+	root       api.RootDisk     // of VMs for which nothing is said
+	lacking    error            // of the assets
+	grace      time.Duration    // of leases; the Service's own where it is 0
 
 	db      *store.DB
 	kinds   []resource.Kind
@@ -106,6 +109,9 @@ func (w *world) logger() *slog.Logger { return slog.New(slog.NewTextHandler(w.lo
 func newWorld(t tester) *world {
 	t.Helper()
 	w := emptyWorld(t)
+	if err := os.MkdirAll(filepath.Join(w.state, "bases"), 0o700); err != nil {
+		t.Fatal(err)
+	}
 	db := w.open()
 	defer db.Close()
 	ctx := context.Background()
@@ -128,6 +134,7 @@ func emptyWorld(t tester) *world {
 	w := &world{
 		t: t, state: filepath.Join(dir, "state"), run: filepath.Join(dir, "run"), installed: resource.RandomName(4),
 		machines: &machines{t: t, live: map[string]*machine{}}, log: &logBuffer{},
+		mapper: hosttest.NewMapper(dir), root: api.RootDiskOverlay,
 	}
 	for _, d := range []string{filepath.Join(w.state, "vms"), filepath.Join(w.run, "vm")} {
 		if err := os.MkdirAll(d, 0o700); err != nil {
@@ -179,7 +186,8 @@ func (w *world) boot(passages int) error {
 	dirs := resource.NewDir(vm.KindDir, w.state, false, "vms", "layers", "kernels")
 	runDirs := resource.NewDir(vm.KindRunDir, w.run, true, "vm")
 	uppers, works := disk.New(disk.KindUpper, w.state), disk.New(disk.KindWork, w.state)
-	w.kinds = []resource.Kind{dirs, uppers, works}
+	bases, cows := disk.New(disk.KindBase, w.state), disk.New(disk.KindCow, w.state)
+	w.kinds = slices.Concat([]resource.Kind{dirs, uppers, works, bases, cows}, disk.SnapshotKinds(w.installed, w.state, w.mapper))
 	if w.whole {
 		w.kinds = append(w.kinds, network.Kinds(w.installed)...)
 	}
@@ -196,8 +204,9 @@ func (w *world) boot(passages int) error {
 	w.ops = operation.NewRegistry()
 	w.svc = vm.New(vm.Config{
 		Store: st, Assets: w.assets(w.db, dirs), Ledger: w.ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
+		Bases: bases, Cows: cows, Snapshots: disk.NewSnapshots(w.ledger, w.installed, w.state, w.mapper),
 		Network: w.net, UIDs: vm.UIDs{First: 1 << 30, Last: 1<<30 + 1000}, Driver: w.driver(), Operations: w.ops, StateDir: w.state, Log: log,
-		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), NAT: new(true), Network: api.NetworkNone},
+		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootDisk: w.root, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), NAT: new(true), Network: api.NetworkNone},
 	})
 	if w.grace > 0 {
 		w.svc.SetLeaseGrace(w.grace)

@@ -37,6 +37,7 @@ type Machine struct {
 type Disk struct {
 	Path     string
 	ReadOnly bool
+	Block    bool // a block device, not a file
 }
 
 // NIC is a network interface.

@@ -21,6 +21,7 @@ var kernelTests = []struct {
 	all      bool // only where everything is run
 }{
 	{pkg: "internal/linux", run: "Loop|DeviceMapper|KVM"},
+	{pkg: "internal/disk", run: "KernelSnapshot"},
 }
 
 // TestHost boots the host in a VM once, for everything.

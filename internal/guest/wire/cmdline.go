@@ -6,10 +6,14 @@ import (
 	"strings"
 )
 
-// Boot is what the kernel command line tells the agent.
+// Boot is what the kernel command line tells the agent. The root is made of Layers
+// and Upper, or is Root. With Layers and Fill the agent does not use a root but makes
+// one.
 type Boot struct {
 	Layers  []string // devices of the image's layers, lowest first, e.g. "vda"
 	Upper   string   // device of the writable upper disk
+	Root    string   // device of a disk that is the whole root
+	Fill    string   // device of an empty disk that is to have what the layers have
 	Modules string   // device of the disk with all modules of the kernel; may be empty
 	Work    string   // device of the work disk; may be empty
 	Sync    string   // 32 hexadecimal digits: the secret of the serial channel's handshake
@@ -21,12 +25,9 @@ type Boot struct {
 
 // Cmdline renders b as words of a kernel command line.
 func (b Boot) Cmdline() string {
-	words := []string{
-		"banger.layers=" + strings.Join(b.Layers, ","),
-		"banger.upper=" + b.Upper,
-		"banger.sync=" + b.Sync,
-	}
+	words := []string{"banger.sync=" + b.Sync}
 	for _, w := range []struct{ key, value string }{
+		{"layers", strings.Join(b.Layers, ",")}, {"upper", b.Upper}, {"root", b.Root}, {"fill", b.Fill},
 		{"modules", b.Modules}, {"work", b.Work}, {"hostname", b.Hostname}, {"machine_id", b.MachineID},
 	} {
 		if w.value != "" {
@@ -49,6 +50,10 @@ func ParseBoot(cmdline string) (Boot, error) {
 			b.Layers = strings.Split(value, ",")
 		case "banger.upper":
 			b.Upper = value
+		case "banger.root":
+			b.Root = value
+		case "banger.fill":
+			b.Fill = value
 		case "banger.modules":
 			b.Modules = value
 		case "banger.work":
@@ -63,8 +68,14 @@ func ParseBoot(cmdline string) (Boot, error) {
 			b.Init = true
 		}
 	}
-	if len(b.Layers) == 0 || slices.Contains(b.Layers, "") || b.Upper == "" {
-		return Boot{}, fmt.Errorf("kernel command line: banger.layers and banger.upper are needed, got %q", cmdline)
+	roots := 0
+	for _, device := range []string{b.Upper, b.Root, b.Fill} {
+		if device != "" {
+			roots++
+		}
+	}
+	if roots != 1 || (len(b.Layers) == 0) != (b.Root != "") || slices.Contains(b.Layers, "") {
+		return Boot{}, fmt.Errorf("kernel command line: banger.root, or banger.layers with banger.upper or banger.fill, is needed, got %q", cmdline)
 	}
 	return b, nil
 }

@@ -12,6 +12,8 @@ func TestCmdlineRoundTrip(t *testing.T) {
 			Layers: []string{"vda", "vdb", "vdc"}, Upper: "vdd", Modules: "vde", Work: "vdf", Sync: "0123456789abcdef0123456789abcdef",
 			Hostname: "api", MachineID: "fedcba9876543210fedcba9876543210", Init: true,
 		},
+		"one disk":     {Root: "vda", Modules: "vdb"},
+		"to be filled": {Layers: []string{"vda", "vdb"}, Fill: "vdc"},
 		"equals signs": {Layers: []string{"a=b", "="}, Upper: "banger.upper=x", Sync: "="},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -27,6 +29,8 @@ func TestParseBootRefuses(t *testing.T) {
 	for _, cmdline := range []string{
 		"", "quiet", "banger.layers=vda", "banger.upper=vdb", "banger.layers= banger.upper=vdb", "banger.layers=vda,,vdc banger.upper=vdb",
 		"banger.layers=vda, banger.upper=vdb", "banger.layers banger.upper", "banger.layers=vda banger.upper=", "xbanger.layers=vda xbanger.upper=vdb",
+		"banger.root=vda banger.upper=vdb", "banger.root=vda banger.layers=vdb", "banger.root=", "banger.fill=vda",
+		"banger.layers=vda banger.upper=vdb banger.fill=vdc",
 	} {
 		if b, err := ParseBoot(cmdline); err == nil {
 			t.Errorf("%q was taken for %+v", cmdline, b)

@@ -55,7 +55,11 @@ func args(m vmm.Machine, accel string, tscKHz int64) []string {
 		"-chardev", fmt.Sprintf("socket,id=monitor,server=on,wait=off,fd=%d", monitorFD), "-mon", "chardev=monitor,mode=control",
 	}
 	for i, d := range m.Disks {
-		drive := fmt.Sprintf("id=d%d,if=none,format=raw,cache=writeback,auto-read-only=off,file=%s", i, inFdset(diskFD+i))
+		file := "file="
+		if d.Block {
+			file = "file.driver=host_device,file.filename=" // which it does not find out by itself of a descriptor
+		}
+		drive := fmt.Sprintf("id=d%d,if=none,format=raw,cache=writeback,auto-read-only=off,%s", i, file+inFdset(diskFD+i))
 		if d.ReadOnly {
 			drive += ",read-only=on"
 		} else {

@@ -38,14 +38,17 @@ const golden = `-name banger-0123
 -add-fd fd=7,set=7
 -drive id=d1,if=none,format=raw,cache=writeback,auto-read-only=off,file=/dev/fdset/7,discard=unmap
 -device virtio-blk-device,drive=d1
--netdev tap,id=n0,fd=8,vhost=off
+-add-fd fd=8,set=8
+-drive id=d2,if=none,format=raw,cache=writeback,auto-read-only=off,file.driver=host_device,file.filename=/dev/fdset/8,discard=unmap
+-device virtio-blk-device,drive=d2
+-netdev tap,id=n0,fd=9,vhost=off
 -device virtio-net-device,netdev=n0,mac=02:00:00:00:00:01
 `
 
 func TestArgs(t *testing.T) {
 	machine := vmm.Machine{
 		ID: "0123", CPUs: 2, Memory: 512 << 20, Kernel: "/s/vm,linux", Initrd: "/s/initrd", Cmdline: "banger.layers=vda",
-		Disks:   []vmm.Disk{{Path: "/s/layer.ext4", ReadOnly: true}, {Path: "/s/a,b=c/upper.ext4"}},
+		Disks:   []vmm.Disk{{Path: "/s/layer.ext4", ReadOnly: true}, {Path: "/s/a,b=c/upper.ext4"}, {Path: "/dev/dm-1", Block: true}},
 		Console: "/s/a,b=c/console.log", Log: "/s/vmm.log", RunDir: "/r", Cgroup: "/c",
 		NIC: &vmm.NIC{Tap: "bt0", MAC: "02:00:00:00:00:01"},
 	}
