@@ -51,9 +51,8 @@ type origin struct {
 
 // copied is a file of a layer below, of which this layer gets a copy.
 type copied struct {
-	node   *node
-	path   string // of the first link
-	header *tar.Header
+	node *node
+	path string // of the first link
 }
 
 // lateLink is a hard link to a copied file.
