@@ -2,6 +2,7 @@ package vmm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -49,14 +50,25 @@ func (c *Cgroups) Kind() string { return "cgroup" }
 // Volatile implements resource.Kind.
 func (c *Cgroups) Volatile() bool { return true }
 
-// Acquire implements resource.Kind.
+// Acquire makes the cgroup with the limits in the ref's Spec, where it has some.
 func (c *Cgroups) Acquire(_ context.Context, ref resource.Ref) error {
+	var limits Limits
+	if len(ref.Spec) > 0 {
+		if err := json.Unmarshal(ref.Spec, &limits); err != nil {
+			return fmt.Errorf("create cgroup: %w", err)
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := os.MkdirAll(c.Path(ref.Name), 0o755); err != nil {
 		return fmt.Errorf("create cgroup: %w", err)
 	}
-	return nil
+	for _, dir := range []string{c.root, c.Path(c.parent)} {
+		if err := enable(dir); err != nil {
+			return err
+		}
+	}
+	return limits.apply(c.Path(ref.Name))
 }
 
 // Inspect implements resource.Kind.

@@ -52,6 +52,10 @@ type Info struct {
 	Version string
 	Accel   string // "kvm" or "tcg"
 	Reason  string // why this accelerator, for people
+
+	// Overhead is the memory, in bytes, that a VMM of no CPUs and no memory needs at
+	// most; see LimitsFor.
+	Overhead int64
 }
 
 // Driver drives one VMM program. Its methods may be called concurrently, for

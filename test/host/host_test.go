@@ -22,6 +22,7 @@ var kernelTests = []struct {
 }{
 	{pkg: "internal/linux", run: "Loop|DeviceMapper|KVM"},
 	{pkg: "internal/disk", run: "KernelSnapshot"},
+	{pkg: "internal/vmm", run: "Limits"},
 }
 
 // TestHost boots the host in a VM once, for everything.
