@@ -31,7 +31,6 @@ import (
 	"banger/internal/resource"
 	"banger/internal/server"
 	"banger/internal/space"
-	"banger/internal/store"
 	"banger/internal/usage"
 	"banger/internal/vm"
 	"banger/internal/vmm/qemu"
@@ -71,13 +70,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	if err != nil {
 		return fmt.Errorf("read the installation's identity: %w", err)
 	}
-	database := filepath.Join(paths.State, "banger.db")
-	if lost, err := setAside(paths.State, database, time.Now()); err != nil {
-		return err
-	} else if lost != "" {
-		log.Warn("there is no database; what it knew of is set aside", "directory", lost)
-	}
-	db, err := store.Open(ctx, database)
+	db, err := openDatabase(ctx, filepath.Join(paths.State, "banger.db"), log)
 	if err != nil {
 		return err
 	}
@@ -101,12 +94,12 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	operations := operation.NewRegistry()
 	net := network.New(network.Config{
 		Installation: id.ID, Ledger: ledger, Settings: db, Subnet: cfg.Network.Subnet.Prefix, Allow: cfg.Network.Allow,
-		Resolvers: cfg.Network.Resolvers, Log: log,
+		Resolvers: cfg.Network.Resolvers, Copy: filepath.Join(paths.State, "network.json"), Log: log,
 	})
 	vms := vm.New(vm.Config{
-		Store: db, Assets: assets{images, kernels}, Ledger: ledger, RunDirs: host.runDirs, Cgroups: host.cgroups, Uppers: host.uppers, Works: host.works,
+		Store: db, Assets: assets{images, kernels}, Ledger: ledger, Dirs: host.dirs, RunDirs: host.runDirs, Cgroups: host.cgroups, Uppers: host.uppers, Works: host.works,
 		Bases: host.bases, Cows: host.cows, Snapshots: disk.NewSnapshots(ledger, id.ID, paths.State, host.mapper), Network: net,
-		UIDs: vm.UIDs(vmUIDs(cfg, id.ID)), Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, Room: room, StateDir: paths.State, Log: log,
+		UIDs: vm.UIDs(vmUIDs(cfg, id.ID)), Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, Room: room, StateDir: paths.State, Installation: id.ID, Log: log,
 		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootDisk: api.RootDisk(cfg.VM.RootDisk), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT},
 	})
 	if minted {
@@ -117,7 +110,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 			return err
 		}
 	}
-	if err := net.Check(ctx); err != nil {
+	if err := adopt(ctx, images, kernels, vms, net, log); err != nil {
 		return err
 	}
 	sources := []source{vms, images, kernels, net}

@@ -49,7 +49,9 @@ func (m *Manager) add(ctx context.Context, owner uint32, name string, replace bo
 	if err == nil {
 		img.Name, img.Owner = name, owner
 		m.mu.Lock()
-		err = m.Store.InsertImage(ctx, img, replace)
+		if err = m.Store.InsertImage(ctx, img, replace); err == nil {
+			_ = m.keepCopies(context.WithoutCancel(ctx)) // the image is there all the same; the next start does it otherwise
+		}
 		m.mu.Unlock()
 	}
 	unpin()

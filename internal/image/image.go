@@ -172,6 +172,7 @@ func (m *Manager) Remove(ctx context.Context, caller uint32, name string) error 
 	if err := m.forget(ctx, orphans); err != nil {
 		return fmt.Errorf("remove image %q: %w", name, err)
 	}
+	_ = m.keepCopies(context.WithoutCancel(ctx)) // of layers that stay; the next start does it otherwise
 	return nil
 }
 

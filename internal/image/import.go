@@ -137,7 +137,11 @@ func (m *Manager) importInto(ctx context.Context, dir string, owner uint32, name
 		ID: digest(config), Name: name, Owner: owner, Config: string(config),
 		Created: time.Now(), Layers: []Layer{layer}, Entries: layer.Entries,
 	}
-	return img, m.Store.InsertImage(ctx, img, false)
+	if err := m.Store.InsertImage(ctx, img, false); err != nil {
+		return Image{}, err
+	}
+	_ = m.keepCopies(context.WithoutCancel(ctx)) // the image is there all the same; the next start does it otherwise
+	return img, nil
 }
 
 // convert runs the filter and the writer of the file system side by side. The

@@ -158,9 +158,13 @@ func (m *Manager) build(ctx context.Context, name, source string, report api.Rep
 		}
 		k.Size += n
 	}
+	if err := resource.WriteCopy(m.copyPath(k.Dir), kernelCopy{copySchema, k}); err != nil {
+		return Kernel{}, err
+	}
 	if err := m.Store.InsertKernel(ctx, k); err != nil {
 		return Kernel{}, err
 	}
+	_ = m.keepCopies(context.WithoutCancel(ctx)) // whether it is the default; the next start does it otherwise
 	// From here on the bundle is the store's: no error may take its directory away.
 	if stored, err := m.Get(context.WithoutCancel(ctx), name); err == nil {
 		k = stored
@@ -285,6 +289,9 @@ func (m *Manager) Remove(ctx context.Context, name string) error {
 	}
 	if err = m.Store.DeleteKernel(ctx, name); err == nil {
 		err = m.Ledger.ReleaseOwner(ctx, ownerOf(k))
+	}
+	if err == nil {
+		_ = m.keepCopies(context.WithoutCancel(ctx)) // another may be the default now; the next start does it otherwise
 	}
 	return api.About(err, "remove kernel %q", name)
 }

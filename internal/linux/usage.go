@@ -24,13 +24,9 @@ func DiskUsage(path string) (total, used int64, err error) {
 // mode, and the bytes of memory that it has. See proc_pid_stat(5), fields 14, 15 and
 // 24; every Linux that Go knows has 100 ticks in a second.
 func ProcessUsage(pid int) (cpu time.Duration, memory int64, err error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	fields, err := processStat(pid)
 	if err != nil {
 		return 0, 0, err
-	}
-	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:])) // from the third one on
-	if len(fields) < 22 {
-		return 0, 0, fmt.Errorf("read statistics of process %d: %d fields", pid, len(fields))
 	}
 	var values [3]int64
 	for i, at := range []int{11, 12, 21} {
@@ -39,4 +35,27 @@ func ProcessUsage(pid int) (cpu time.Duration, memory int64, err error) {
 		}
 	}
 	return time.Duration(values[0]+values[1]) * 10 * time.Millisecond, values[2] * int64(os.Getpagesize()), nil
+}
+
+// StartTime returns when a process was started, in clock ticks since the boot, which
+// tells it from a later one with its id; proc_pid_stat(5), field 22.
+func StartTime(pid int) (uint64, error) {
+	fields, err := processStat(pid)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// processStat returns the fields of /proc/PID/stat from the third one on.
+func processStat(pid int) ([]string, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return nil, err
+	}
+	fields := strings.Fields(string(text[strings.LastIndexByte(string(text), ')')+1:]))
+	if len(fields) < 22 {
+		return nil, fmt.Errorf("read statistics of process %d: %d fields", pid, len(fields))
+	}
+	return fields, nil
 }

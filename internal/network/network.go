@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -61,6 +62,7 @@ type Config struct {
 	Subnet       netip.Prefix   // of the VMs; the zero Prefix lets one be chosen
 	Allow        []netip.Prefix // private networks that VMs may reach all the same
 	Resolvers    []netip.Addr   // to which names are forwarded; the host's where empty
+	Copy         string         // path of network.json; empty for none
 	Log          *slog.Logger
 }
 
@@ -73,6 +75,7 @@ type Network struct {
 	base   *base             // nil while there is nothing on the host
 	guests map[string]*guest // by owner in the ledger
 	dns    *dnsServer        // nil while there is none, or its port is taken
+	copied string            // the base of which Copy tells
 
 	directory atomic.Pointer[directory] // what the resolver answers from
 }
@@ -219,10 +222,6 @@ func (n *Network) Check(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	here, err := linux.NetNSID()
-	if err != nil {
-		return err
-	}
 	boot, err := linux.BootID()
 	if err != nil {
 		return err
@@ -235,15 +234,9 @@ func (n *Network) Check(ctx context.Context) error {
 		if err := json.Unmarshal(ref.Spec, &spec); err != nil {
 			return fmt.Errorf("read the spec of bridge %s: %w", ref.Name, err)
 		}
-		if spec.NetNS == here {
-			return nil
-		}
-		pid, err := linux.InNetNS(spec.NetNS)
-		if err != nil || pid == 0 {
+		if err := refuseElsewhere(spec.NetNS, "its bridge "+ref.Name); err != nil {
 			return err
 		}
-		return api.Errorf(api.CodeConflict, "take up the network: its bridge %s is in another network namespace", ref.Name).
-			WithHint("start bangerd there: nsenter --net=/proc/%d/ns/net bangerd", pid)
 	}
 	return nil
 }
@@ -261,6 +254,9 @@ func (n *Network) Settle(ctx context.Context) error {
 
 func (n *Network) settle(ctx context.Context) error {
 	if len(n.guests) > 0 {
+		if err := n.mend(ctx); err != nil {
+			return err
+		}
 		if err := n.build(ctx); err != nil {
 			return err
 		}
@@ -269,7 +265,34 @@ func (n *Network) settle(ctx context.Context) error {
 	n.base = nil
 	n.publish()
 	n.stopDNS()
-	return n.Ledger.ReleaseOwner(ctx, Owner)
+	if err := n.Ledger.ReleaseOwner(ctx, Owner); err != nil {
+		return err
+	}
+	n.keepCopy(ctx)
+	return nil
+}
+
+// mend makes those links again that somebody has removed, and takes the taps up.
+func (n *Network) mend(ctx context.Context) error {
+	if n.base == nil {
+		return nil
+	}
+	made, err := n.Ledger.Repair(ctx, Owner, KindBridge, KindDummy)
+	if err != nil || !slices.ContainsFunc(made, func(r resource.Ref) bool { return r.Kind == KindBridge }) {
+		return err
+	}
+	return n.join(n.base.bridge)
+}
+
+// join makes the taps that there are ports of a bridge that is new.
+func (n *Network) join(bridge string) error {
+	var errs []error
+	for _, g := range n.guests {
+		if kind, err := linux.FindLink(g.tap); err == nil && kind != "" { // a VM without one is for the ledger's Check to report
+			errs = append(errs, linux.JoinBridge(g.tap, bridge))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Run keeps the network as it should be while the host changes under it, until ctx
@@ -320,6 +343,7 @@ func (n *Network) build(ctx context.Context) (err error) {
 	if err := n.openForwarding(ctx); err != nil {
 		return err
 	}
+	n.keepCopy(ctx)
 	n.startDNS()
 	return nil
 }
@@ -352,6 +376,9 @@ func (n *Network) make(ctx context.Context) (b *base, err error) {
 		return nil, err
 	}
 	if _, err := n.Ledger.Acquire(ctx, Owner, KindTables, b.tables, nil); err != nil {
+		return nil, err
+	}
+	if err := n.join(b.bridge); err != nil { // the taps of VMs that run, where the rest was lost
 		return nil, err
 	}
 	return b, nil

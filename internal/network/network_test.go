@@ -31,8 +31,9 @@ const installation = "1a2b3c4d"
 
 // world is what outlives a daemon: a database, and a host's network.
 type world struct {
-	t  testing.TB
-	db *store.DB
+	t    testing.TB
+	db   *store.DB
+	copy string // path of network.json
 }
 
 func newWorld(t testing.TB) *world {
@@ -45,7 +46,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = db.Close() })
-	return &world{t, db}
+	return &world{t, db, filepath.Join(t.TempDir(), "network.json")}
 }
 
 // daemon is one run of a daemon, with rows as it finds them.
@@ -57,7 +58,7 @@ func (w *world) daemon(rows resource.Store) (*network.Network, *resource.Ledger)
 	}
 	log := slog.New(slog.DiscardHandler)
 	ledger := resource.New(rows, boot, log, network.Kinds(installation)...)
-	return network.New(network.Config{Installation: installation, Ledger: ledger, Settings: w.db, Log: log}), ledger
+	return network.New(network.Config{Installation: installation, Ledger: ledger, Settings: w.db, Copy: w.copy, Log: log}), ledger
 }
 
 // left is what there is of the installation.
@@ -330,6 +331,7 @@ func TestBreaksOff(t *testing.T) {
 	w := newWorld(t)
 	for calls := 0; ; calls++ {
 		rows := &failing{w.db, calls}
+		w.copy = "" // that it cannot be kept is no error
 		n, ledger := w.daemon(rows)
 		ip, mac, err := n.Pick(t.Context(), nil)
 		if err != nil {

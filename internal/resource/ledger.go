@@ -190,6 +190,15 @@ func (l *Ledger) Rows(ctx context.Context) ([]Ref, error) {
 	return refs, nil
 }
 
+// Inspect looks for the object of a row.
+func (l *Ledger) Inspect(ctx context.Context, ref Ref) (Presence, error) {
+	k, ok := l.kinds[ref.Kind]
+	if !ok {
+		return Absent, fmt.Errorf("inspect %s %s: no such kind of resource", ref.Kind, ref.Name)
+	}
+	return k.Inspect(ctx, ref)
+}
+
 // Held returns what is held on behalf of owner, in order of acquisition.
 func (l *Ledger) Held(ctx context.Context, owner string) ([]Ref, error) {
 	refs, err := l.store.Resources(ctx, owner)

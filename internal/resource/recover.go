@@ -140,3 +140,27 @@ func (l *Ledger) ForgetVolatile(ctx context.Context) error {
 	}
 	return nil
 }
+
+// Repair makes what owner holds of the kinds and is not there again, as it was, and
+// returns it.
+func (l *Ledger) Repair(ctx context.Context, owner string, kinds ...string) (made []Ref, err error) {
+	held, err := l.Held(ctx, owner)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, ref := range held {
+		if !slices.Contains(kinds, ref.Kind) {
+			continue
+		}
+		presence, err := l.Inspect(ctx, ref)
+		if err == nil && presence == Absent {
+			if err = l.kinds[ref.Kind].Acquire(ctx, ref); err == nil {
+				l.log.Warn("what somebody has removed is made again", "kind", ref.Kind, "name", ref.Name, "owner", owner)
+				made = append(made, ref)
+			}
+		}
+		errs = append(errs, err)
+	}
+	return made, errors.Join(errs...)
+}

@@ -30,7 +30,10 @@ var migrations embed.FS
 type DB struct{ sql *sql.DB }
 
 // Open opens the database at path, makes it where there is none, and migrates it
-// to the newest schema. A database of a newer banger is refused.
+// to the newest schema. It reads all of it first, so that damage is found before
+// anything is done on the word of what is left. Errors: ErrDamaged (internal);
+// unsupported, for a database of a newer banger; unavailable, for one that another
+// process has locked; no_space.
 func Open(ctx context.Context, path string) (*DB, error) {
 	if err := keepPrivate(path); err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
@@ -46,6 +49,9 @@ func Open(ctx context.Context, path string) (*DB, error) {
 	if err = check(ctx, db); err == nil {
 		err = migrate(ctx, db)
 	}
+	if err == nil {
+		err = (&DB{db}).read(ctx)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, mapError(err)), db.Close())
 	}
@@ -60,24 +66,6 @@ func keepPrivate(path string) error {
 		return e.Err // the path is said already
 	}
 	return errors.Join(f.Chmod(0o600), f.Close())
-}
-
-// check reads the whole database, so that damage is reported before anything is
-// done on the word of what is left of it; see "PRAGMA integrity_check" in SQLite's manual.
-func check(ctx context.Context, db *sql.DB) error {
-	var verdict string
-	if err := db.QueryRowContext(ctx, "PRAGMA integrity_check(1)").Scan(&verdict); err != nil {
-		return err
-	}
-	if verdict != "ok" {
-		return damaged(errors.New(strings.Join(strings.Fields(verdict), " ")))
-	}
-	return nil
-}
-
-func damaged(err error) error {
-	return api.Errorf(api.CodeInternal, "read database: %w", err).
-		WithHint("put banger.db back from a backup, or move the database file away: VMs, kernels and images are to be made again then, and the disks are set aside as lost-* in the state directory")
 }
 
 func migrate(ctx context.Context, db *sql.DB) error {
@@ -148,6 +136,9 @@ func mapError(err error) error {
 	switch code := se.Code(); {
 	case code&0xff == sqlite3.SQLITE_FULL, code == sqlite3.SQLITE_IOERR_SHMSIZE: // the latter: no room for the -shm file
 		return api.Errorf(api.CodeNoSpace, "write database: %w", err).WithHint("free space in the state directory")
+	case code&0xff == sqlite3.SQLITE_BUSY, code&0xff == sqlite3.SQLITE_LOCKED:
+		return api.Errorf(api.CodeUnavailable, "use database: another process has locked it: %w", err).
+			WithHint("fuser banger.db, in the state directory, tells which; end it and try again")
 	case code&0xff == sqlite3.SQLITE_CORRUPT, code&0xff == sqlite3.SQLITE_NOTADB:
 		return damaged(err)
 	}

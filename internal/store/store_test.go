@@ -167,41 +167,6 @@ func TestNewerIsRefusedAndUntouched(t *testing.T) {
 	}
 }
 
-func TestDamaged(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "banger.db")
-	db := filled(t, path)
-	for i := range 100 {
-		must(t, db.InsertImage(t.Context(), testImage(fmt.Sprint("more", i)), false))
-	}
-	must(t, db.Close())
-	whole, err := os.ReadFile(path)
-	must(t, err)
-	hole := bytes.Clone(whole)
-	clear(hole[8192 : len(hole)-8192])
-	for name, content := range map[string][]byte{
-		"garbage":           bytes.Repeat([]byte("no database "), 100),
-		"header only":       whole[:100],
-		"cut in the header": whole[:50],
-		"half":              whole[:len(whole)/2],
-		"a page short":      whole[:len(whole)-4096],
-		"a hole":            hole,
-	} {
-		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "banger.db")
-			must(t, os.WriteFile(path, content, 0o600))
-			_, err := Open(t.Context(), path)
-			expect(t, err, api.CodeInternal, "open database "+path+": read database: ", "move the database file away")
-			if after, err := os.ReadFile(path); err != nil || !bytes.Equal(after, content) {
-				t.Errorf("the damaged file was changed: %v", err)
-			}
-		})
-	}
-	t.Run("a directory", func(t *testing.T) {
-		_, err := Open(t.Context(), t.TempDir())
-		expect(t, err, api.CodeInternal, "open database ", "")
-	})
-}
-
 func TestTakenNames(t *testing.T) {
 	db := filled(t, filepath.Join(t.TempDir(), "banger.db"))
 	ctx := t.Context()

@@ -29,18 +29,27 @@ func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
 		case !kernel:
 			return api.Errorf(api.CodeNotFound, "create VM %q: kernel %q has been removed", r.Name, r.Kernel).WithHint("banger kernel list")
 		}
-		_, err = tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
-			r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootDisk, r.RootSize, r.DiskSize, r.Network, r.NAT,
-			ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError, uidOut(r.UID))
-		if isUnique(err, addresses...) {
-			return addressTaken("create", r)
-		}
-		if isUnique(err) {
-			return api.Errorf(api.CodeAlreadyExists, "create VM %q: a VM of that name exists", r.Name).
-				WithHint("banger vm exec %s -- COMMAND runs a command in it; banger vm delete %s removes it", r.Name, r.Name)
-		}
-		return err
+		return insertVM(ctx, tx, r)
 	})
+}
+
+// RestoreVM implements vm.Store.
+func (db *DB) RestoreVM(ctx context.Context, r vm.Record) error {
+	return db.tx(ctx, "vm.restore", func(tx *sql.Tx) error { return insertVM(ctx, tx, r) })
+}
+
+func insertVM(ctx context.Context, tx *sql.Tx, r vm.Record) error {
+	_, err := tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+		r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootDisk, r.RootSize, r.DiskSize, r.Network, r.NAT,
+		ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError, uidOut(r.UID))
+	if isUnique(err, addresses...) {
+		return addressTaken("create", r)
+	}
+	if isUnique(err) {
+		return api.Errorf(api.CodeAlreadyExists, "create VM %q: a VM of that name exists", r.Name).
+			WithHint("banger vm exec %s -- COMMAND runs a command in it; banger vm delete %s removes it", r.Name, r.Name)
+	}
+	return err
 }
 
 // addresses are the columns that are given to VMs and of which no two have the same.

@@ -56,6 +56,10 @@ func (s gatedStore) InsertVM(ctx context.Context, r vm.Record) error {
 	return s.write(func() error { return s.db.InsertVM(ctx, r) })
 }
 
+func (s gatedStore) RestoreVM(ctx context.Context, r vm.Record) error {
+	return s.write(func() error { return s.db.RestoreVM(ctx, r) })
+}
+
 func (s gatedStore) UpdateVM(ctx context.Context, r vm.Record) error {
 	return s.write(func() error { return s.db.UpdateVM(ctx, r) })
 }

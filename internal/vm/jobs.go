@@ -50,6 +50,7 @@ func (s *Service) start(ctx context.Context, o *owner, rec Record, report api.Re
 	if err := s.acquireDisks(ctx, rec, report); err != nil {
 		return nil, err
 	}
+	s.keepRecord(rec)
 	watch.lap("disk")
 	settled, err := s.settle(ctx, rec)
 	if err == nil && settled != rec {
@@ -114,6 +115,9 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 		return booted{}, err
 	}
 	watch.lap("process")
+	if owner == runOwnerOf(rec.ID) {
+		s.keepHandles(ctx, rec, inst)
+	}
 	if err := failpoint.Pass("vm", "started"); err != nil {
 		return booted{}, errors.Join(err, inst.Close())
 	}
@@ -184,6 +188,7 @@ func (s *Service) destroy(ctx context.Context, rec Record, _ *live) error {
 	if err := s.store.UpdateVM(ctx, rec); err != nil {
 		s.log.Warn("record deletion", "vm", rec.Name, "err", err) // a full disk must not forbid it
 	}
+	s.keepRecord(rec)
 	if err := s.releaseRun(rec); err != nil {
 		return fmt.Errorf("delete VM %q: %w", rec.Name, err)
 	}
@@ -200,7 +205,7 @@ func (s *Service) releaseRun(rec Record) error {
 	if err := s.ledger.ReleaseOwner(ctx, runOwnerOf(rec.ID)); err != nil {
 		return err // what is still there stays under its rules
 	}
-	return s.released(ctx, runOwnerOf(rec.ID))
+	return errors.Join(s.dropHandles(rec.ID), s.released(ctx, runOwnerOf(rec.ID)))
 }
 
 // adopt takes up the VMM of a VM that an earlier run of the daemon started. Only that

@@ -327,6 +327,7 @@ func (o *owner) record(want Wanted, lastError string) {
 	if o.unsaved = err != nil; err != nil {
 		o.svc.log.Error("record VM", "vm", rec.Name, "err", err)
 	}
+	o.svc.keepRecord(rec)
 	o.publish(rec)
 }
 
@@ -339,6 +340,7 @@ func (o *owner) commit(ctx context.Context, rec Record) error {
 	if err := o.svc.store.UpdateVM(context.WithoutCancel(ctx), rec); err != nil {
 		return err
 	}
+	o.svc.keepRecord(rec)
 	o.publish(rec)
 	return nil
 }

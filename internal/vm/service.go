@@ -28,44 +28,49 @@ const DefaultStopTimeout = 10 * time.Second
 
 // Config is what a Service is made of.
 type Config struct {
-	Store      Store
-	Assets     Assets
-	Ledger     *resource.Ledger
-	RunDirs    *resource.Dir
-	Cgroups    *vmm.Cgroups
-	Uppers     *disk.Disks
-	Works      *disk.Disks
-	Bases      *disk.Disks
-	Cows       *disk.Disks
-	Snapshots  *disk.Snapshots
-	Network    *network.Network
-	UIDs       UIDs // for the VMMs
-	Driver     vmm.Driver
-	Operations *operation.Registry
-	Room       space.Room // for the disks
-	StateDir   string
-	Defaults   api.CreateVM
-	Log        *slog.Logger
+	Store        Store
+	Assets       Assets
+	Ledger       *resource.Ledger
+	Dirs         *resource.Dir // the kind KindDir, rooted in StateDir
+	RunDirs      *resource.Dir
+	Cgroups      *vmm.Cgroups
+	Uppers       *disk.Disks
+	Works        *disk.Disks
+	Bases        *disk.Disks
+	Cows         *disk.Disks
+	Snapshots    *disk.Snapshots
+	Network      *network.Network
+	UIDs         UIDs // for the VMMs
+	Driver       vmm.Driver
+	Operations   *operation.Registry
+	Room         space.Room // for the disks
+	StateDir     string
+	Installation string // the short id, which is in the names of what bears our tag
+	Defaults     api.CreateVM
+	Log          *slog.Logger
 }
 
 // Service is what the server calls. A caller is a uid; root (0) sees every VM, a
 // user their own.
 type Service struct {
-	store    Store
-	assets   Assets
-	ledger   *resource.Ledger
-	runDirs  *resource.Dir
-	cgroups  *vmm.Cgroups
-	uppers   *disk.Disks
-	works    *disk.Disks
-	bases    *disk.Disks
-	cows     *disk.Disks
-	driver   vmm.Driver
-	ops      *operation.Registry
-	room     space.Room
-	stateDir string
-	defaults api.CreateVM
-	log      *slog.Logger
+	store        Store
+	assets       Assets
+	ledger       *resource.Ledger
+	dirs         *resource.Dir
+	network      *network.Network
+	runDirs      *resource.Dir
+	cgroups      *vmm.Cgroups
+	uppers       *disk.Disks
+	works        *disk.Disks
+	bases        *disk.Disks
+	cows         *disk.Disks
+	driver       vmm.Driver
+	ops          *operation.Registry
+	room         space.Room
+	stateDir     string
+	installation string
+	defaults     api.CreateVM
+	log          *slog.Logger
 
 	snapshots *disk.Snapshots
 	filling   chan struct{} // has room for one who makes a base
@@ -82,9 +87,9 @@ type Service struct {
 // New returns a Service that knows no VMs yet: call Recover.
 func New(c Config) *Service {
 	s := &Service{
-		store: c.Store, assets: c.Assets, ledger: c.Ledger, runDirs: c.RunDirs, cgroups: c.Cgroups,
+		store: c.Store, assets: c.Assets, ledger: c.Ledger, dirs: c.Dirs, network: c.Network, runDirs: c.RunDirs, cgroups: c.Cgroups,
 		uppers: c.Uppers, works: c.Works, bases: c.Bases, cows: c.Cows, snapshots: c.Snapshots, filling: make(chan struct{}, 1), driver: c.Driver,
-		ops: c.Operations, room: c.Room, stateDir: c.StateDir, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
+		ops: c.Operations, room: c.Room, stateDir: c.StateDir, installation: c.Installation, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
 	}
 	s.capabilities = []capability{
 		&confinement{svc: s, uids: c.UIDs}, personality{}, workDisk{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
@@ -135,6 +140,7 @@ func (s *Service) resume(ctx context.Context, o *owner) (exists bool) {
 	l, err := s.adopt(ctx, rec)
 	if err == nil {
 		s.log.Info("adopted", "vm", rec.Name, "pid", l.inst.PID())
+		s.keepHandles(ctx, rec, l.inst)
 		o.live, o.state = l, api.VMRunning
 		o.record(WantRunning, "")
 		return true
@@ -272,10 +278,11 @@ func (s *Service) Create(ctx context.Context, caller uint32, req api.CreateVM) (
 		return api.VM{}, api.Operation{}, errors.Join(err, s.store.DeleteVM(context.WithoutCancel(ctx), rec.ID))
 	}
 	op := s.ops.Start(caller, "vm.create", rec.ID, func(ctx context.Context, report api.Reporter) error {
-		if !req.Start {
-			return nil
+		begin := func() error { return o.do(ctx, evStart, 0, report) }
+		if !req.Start { // what it is is to be known twice from the beginning
+			begin = func() error { return o.alter(ctx, s.settleIn, report) }
 		}
-		err := o.do(ctx, evStart, 0, report)
+		err := begin()
 		if err != nil && !s.closing() {
 			if derr := s.destroyNow(context.WithoutCancel(ctx), o); derr != nil && api.CodeOf(derr) != api.CodeNotFound {
 				err = errors.Join(err, derr)

@@ -67,6 +67,9 @@ type Record struct {
 // returns.
 type Store interface {
 	InsertVM(context.Context, Record) error // already_exists where the name is taken
+	// RestoreVM puts a record back that is lost, also one whose image or kernel is not
+	// there; already_exists where its name is taken, conflict where its address is.
+	RestoreVM(context.Context, Record) error
 	UpdateVM(context.Context, Record) error // all that can change; already_exists where a new name is taken
 	DeleteVM(ctx context.Context, id string) error
 	VMs(context.Context) ([]Record, error)

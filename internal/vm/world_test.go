@@ -2,6 +2,7 @@ package vm_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -68,6 +69,7 @@ type world struct {
 	t          tester
 	state, run string
 	installed  string
+	bootID     string
 	machines   *machines
 	remote     string // of the machines, where they are another process's; see daemon_test.go
 	whole      bool   // with images, kernels and a network that are real
@@ -199,19 +201,25 @@ func (w *world) boot(passages int) error {
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	if w.bootID != "" {
+		boot = w.bootID
+	}
 	w.ledger = resource.New(st, boot, log, w.kinds...)
-	w.net = network.New(network.Config{Installation: w.installed, Ledger: w.ledger, Settings: w.db, Log: log})
+	w.net = network.New(network.Config{Installation: w.installed, Ledger: w.ledger, Settings: w.db, Copy: filepath.Join(w.state, "network.json"), Log: log})
 	w.ops = operation.NewRegistry()
 	w.svc = vm.New(vm.Config{
-		Store: st, Assets: w.assets(w.db, dirs), Ledger: w.ledger, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
+		Store: st, Assets: w.assets(w.db, dirs), Ledger: w.ledger, Dirs: dirs, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
 		Bases: bases, Cows: cows, Snapshots: disk.NewSnapshots(w.ledger, w.installed, w.state, w.mapper),
-		Network: w.net, UIDs: vm.UIDs{First: 1 << 30, Last: 1<<30 + 1000}, Driver: w.driver(), Operations: w.ops, StateDir: w.state, Log: log,
+		Network: w.net, UIDs: vm.UIDs{First: 1 << 30, Last: 1<<30 + 1000}, Driver: w.driver(), Operations: w.ops, StateDir: w.state, Installation: w.installed, Log: log,
 		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootDisk: w.root, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), NAT: new(true), Network: api.NetworkNone},
 	})
 	if w.grace > 0 {
 		w.svc.SetLeaseGrace(w.grace)
 	}
 	ctx := context.Background()
+	if err := w.adopt(ctx); err != nil {
+		return err
+	}
 	if err := w.recover(ctx); err != nil && passages == 0 {
 		w.t.Errorf("recovery: %v", err)
 	}
@@ -220,6 +228,17 @@ func (w *world) boot(passages int) error {
 		err = w.net.Settle(ctx)
 	}
 	return err
+}
+
+// adopt makes the database know what only second copies do.
+func (w *world) adopt(ctx context.Context) error {
+	if w.whole {
+		log := w.logger()
+		if err := errors.Join(w.images.Adopt(ctx, log), w.kernels.Adopt(ctx, log), w.net.Restore(ctx)); err != nil {
+			return err
+		}
+	}
+	return w.svc.Adopt(ctx)
 }
 
 // recover makes ledger and host agree.

@@ -1,0 +1,325 @@
+package vm_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"banger/api"
+	"banger/internal/disk"
+	"banger/internal/resource"
+)
+
+// damage is what is done to an installation while no daemon runs, and what the next
+// one has to make of a VM that ran, one that was stopped and one that never started.
+type damage struct {
+	do      func(w *world, id string)
+	stopped bool     // the one that ran is ended: nothing told any more whose it was
+	lost    bool     // that one is unknown, and its directory set aside
+	aside   []string // what is set aside, as patterns below the state directory
+	gone    bool     // the machine has been restarted
+}
+
+var damages = map[string]damage{
+	"none":                     {do: func(*world, string) {}},
+	"handles.json is missing":  {do: func(w *world, id string) { w.remove("vms/" + id + "/handles.json") }},
+	"handles.json is empty":    {do: rewrite("handles.json", ""), aside: []string{"vms/*/handles.json.lost-*"}},
+	"handles.json is cut off":  {do: rewrite("handles.json", `{"schema":1,"obj`), aside: []string{"vms/*/handles.json.lost-*"}},
+	"handles.json is garbage":  {do: rewrite("handles.json", "\x00\xff\x13"), aside: []string{"vms/*/handles.json.lost-*"}},
+	"handles.json is of later": {do: rewrite("handles.json", `{"schema":4711}`), aside: []string{"vms/*/handles.json.lost-*"}},
+	"vm.json is garbage":       {do: rewrite("vm.json", "\x00\xff\x13"), aside: []string{"vms/*/vm.json.lost-*"}},
+	"the database is missing":  {do: func(w *world, _ string) { w.loseDatabase() }},
+	"the database is an older one": {do: func(w *world, _ string) {
+		w.loseDatabase()
+		w.must(os.Rename(filepath.Join(w.state, "older.db"), filepath.Join(w.state, "banger.db")))
+	}},
+	"the database and a handles.json are missing": {do: func(w *world, id string) {
+		w.loseDatabase()
+		w.remove("vms/" + id + "/handles.json")
+	}, stopped: true},
+	"the database is missing, handles.json is garbage": {do: func(w *world, id string) {
+		w.loseDatabase()
+		rewrite("handles.json", "garbage")(w, id)
+	}, stopped: true, aside: []string{"vms/*/handles.json.lost-*"}},
+	"the database is missing, handles.json is of another boot": {do: func(w *world, id string) {
+		w.loseDatabase()
+		w.editHandles(id, func(h *resource.Handles) { h.BootID = "an earlier boot" })
+	}, stopped: true},
+	"the database is missing, handles.json is of another installation": {do: func(w *world, id string) {
+		w.loseDatabase()
+		w.editHandles(id, func(h *resource.Handles) { h.Installation = "somebody" })
+	}, stopped: true},
+	"the database is missing, vm.json is garbage": {do: func(w *world, id string) {
+		w.loseDatabase()
+		rewrite("vm.json", "garbage")(w, id)
+	}, lost: true, aside: []string{"lost-*/vms/*/work-*"}},
+	"the database is missing, vm.json is another's": {do: func(w *world, id string) {
+		w.loseDatabase()
+		rewrite("vm.json", `{"schema":1,"vm":{"ID":"0123","Name":"x","Wanted":"stopped","Network":"none"}}`)(w, id)
+	}, lost: true, aside: []string{"lost-*/vms/*/work-*"}},
+	"the machine is restarted": {do: (*world).reboot, stopped: true, gone: true},
+	"the machine is restarted, the database is missing": {do: func(w *world, id string) {
+		w.reboot(id)
+		w.loseDatabase()
+	}, stopped: true, gone: true},
+}
+
+// rewrite replaces a file in a VM's directory.
+func rewrite(name, text string) func(*world, string) {
+	return func(w *world, id string) {
+		w.must(os.WriteFile(filepath.Join(w.state, "vms", id, name), []byte(text), 0o600))
+	}
+}
+
+func (w *world) remove(name string) { w.must(os.Remove(filepath.Join(w.state, name))) }
+
+func (w *world) loseDatabase() {
+	files, err := filepath.Glob(filepath.Join(w.state, "banger.db*"))
+	w.must(err)
+	for _, file := range files {
+		w.must(os.Remove(file))
+	}
+}
+
+func (w *world) editHandles(id string, edit func(*resource.Handles)) {
+	path := filepath.Join(w.state, "vms", id, "handles.json")
+	var h resource.Handles
+	w.must(resource.ReadCopy(path, resource.HandlesSchema, &h))
+	edit(&h)
+	w.must(resource.WriteCopy(path, h))
+}
+
+// reboot restarts the machine: what is of the kernel, and what lies on a tmpfs, goes.
+func (w *world) reboot(string) {
+	w.bootID = "the next boot"
+	for _, m := range w.machines.running() {
+		w.must(m.cmd.Process.Kill())
+		<-m.exited
+		w.must(os.Remove(m.Cgroup))
+		w.must(os.RemoveAll(m.RunDir))
+	}
+}
+
+// work returns the inode of the work disk of a VM.
+func (w *world) work(id string) os.FileInfo {
+	files, err := filepath.Glob(filepath.Join(w.state, "vms", id, "work-*.ext4"))
+	w.must(err)
+	if len(files) != 1 {
+		w.t.Fatalf("work disks of %s: %q", id, files)
+	}
+	info, err := os.Stat(files[0])
+	w.must(err)
+	return info
+}
+
+// TestDamage does each damage to an installation with a VM that runs. What another copy
+// knows is not lost, what nobody knows is set aside, and all can be deleted.
+func TestDamage(t *testing.T) {
+	for name, tc := range damages {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t)
+			w.must(w.boot(0))
+			w.copyDatabase("older.db") // it knows no VM
+			runs, stops, never := w.create("runs"), w.create("stops"), w.create("never")
+			for _, err := range []error{
+				w.wait(w.svc.Start(t.Context(), 0, "runs")), w.wait(w.svc.Start(t.Context(), 0, "stops")), w.wait(w.svc.Kill(t.Context(), 0, "stops")),
+			} {
+				w.must(err)
+			}
+			before, disks := w.machines.of(runs.ID), map[string]os.FileInfo{runs.ID: w.work(runs.ID), stops.ID: w.work(stops.ID)}
+			w.down()
+			tc.do(w, runs.ID)
+
+			for range 2 { // the second finds all in order
+				w.must(w.boot(0))
+				w.agree()
+				if tc.lost {
+					if _, err := w.svc.Get(t.Context(), 0, runs.ID); api.CodeOf(err) != api.CodeNotFound {
+						t.Errorf("the one of which nothing is known: %v", err)
+					}
+				} else {
+					w.survived(runs, disks[runs.ID], !tc.stopped)
+				}
+				if m := w.machines.of(runs.ID); !tc.stopped && !tc.lost && m != before {
+					t.Errorf("its VMM is %v, it was %v", m, before)
+				}
+				w.survived(stops, disks[stops.ID], false)
+				if v := w.get("never"); v.ID != never.ID || v.State != api.VMStopped {
+					t.Errorf("the one that never started: %+v", v)
+				}
+				for _, pattern := range tc.aside {
+					if files, err := filepath.Glob(filepath.Join(w.state, pattern)); err != nil || len(files) != 1 {
+						t.Errorf("set aside as %s: %q, %v", pattern, files, err)
+					}
+				}
+				w.down()
+			}
+			w.must(w.boot(0))
+			for _, v := range []api.VM{stops, never} {
+				if err := w.wait(w.svc.Start(t.Context(), 0, v.ID)); err != nil {
+					t.Errorf("start afterwards: %v", err)
+				}
+			}
+			if files, err := filepath.Glob(filepath.Join(w.state, "lost-*")); err != nil || len(files) > 0 != tc.lost {
+				t.Errorf("set aside: %q, %v", files, err)
+			}
+			w.clear()
+			w.down()
+			if t.Failed() {
+				t.Logf("%s", w.log.text)
+			}
+		})
+	}
+}
+
+// survived checks that a VM is what it was.
+func (w *world) survived(was api.VM, work os.FileInfo, runs bool) {
+	w.t.Helper()
+	v, err := w.svc.Get(context.Background(), 0, was.ID)
+	if err != nil {
+		w.t.Error(err)
+		return
+	}
+	state := api.VMStopped
+	if runs {
+		state = api.VMRunning
+	}
+	if v.State != state || v.Name != was.Name || v.DiskSize != was.DiskSize || !v.Created.Equal(was.Created) || !os.SameFile(w.work(v.ID), work) {
+		w.t.Errorf("it is %+v, and was %+v", v, was)
+	}
+	_, err = os.Stat(filepath.Join(w.state, "vms", v.ID, "handles.json"))
+	if runs != (err == nil) || !runs && !errors.Is(err, fs.ErrNotExist) {
+		w.t.Errorf("VM %q runs: %t; its handles.json: %v", v.Name, runs, err)
+	}
+}
+
+// copyDatabase keeps the database as it is now, under another name.
+func (w *world) copyDatabase(name string) {
+	w.down()
+	text, err := os.ReadFile(filepath.Join(w.state, "banger.db"))
+	w.must(err)
+	w.must(os.WriteFile(filepath.Join(w.state, name), text, 0o600))
+	w.must(w.boot(0))
+}
+
+// TestForgedHandles has handles.json claim what is not the VM's, while the database is
+// lost: nothing that does not bear our tag is touched.
+func TestForgedHandles(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.boot(0))
+	v := w.create("a")
+	w.must(w.wait(w.svc.Start(t.Context(), 0, "a")))
+	w.down()
+	w.loseDatabase()
+	precious := filepath.Join(filepath.Dir(w.state), "precious")
+	w.must(os.Mkdir(precious, 0o700))
+	w.editHandles(v.ID, func(h *resource.Handles) {
+		h.Objects = append(h.Objects,
+			resource.Object{Owner: "vm/" + v.ID + "/run", Kind: "run-dir", Name: "../precious"},
+			resource.Object{Owner: "vm/" + v.ID + "/run", Kind: "cgroup", Name: "../../.."},
+			resource.Object{Owner: "vm/" + v.ID, Kind: disk.KindWork, Name: "vms/../../precious"},
+			resource.Object{Owner: "vm/" + v.ID, Kind: "no such kind", Name: "x"},
+			resource.Object{Owner: "somebody", Kind: "dir", Name: "vms"})
+	})
+	w.must(w.boot(0))
+	w.survived(v, w.work(v.ID), true)
+	w.agree()
+	w.clear()
+	w.down()
+	if _, err := os.Stat(precious); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTakenMeanwhile puts an older database back, with which another VM took the name of
+// one that it does not know: both are there afterwards.
+func TestTakenMeanwhile(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.boot(0))
+	w.copyDatabase("older.db")
+	first := w.create("a")
+	w.down()
+	hidden := filepath.Join(w.state, "hidden")
+	w.must(os.Rename(filepath.Join(w.state, "vms", first.ID), hidden))
+	w.loseDatabase()
+	w.must(os.Rename(filepath.Join(w.state, "older.db"), filepath.Join(w.state, "banger.db")))
+	w.must(w.boot(0))
+	second := w.create("a")
+	w.down()
+	w.must(os.Rename(hidden, filepath.Join(w.state, "vms", first.ID)))
+	w.must(w.boot(0))
+	if v := w.get("a"); v.ID != second.ID {
+		t.Errorf("a is %s, want %s", v.ID, second.ID)
+	}
+	if v := w.get(first.ID); v.Name != "a-"+first.ID {
+		t.Errorf("the other one is called %q", v.Name)
+	}
+	w.clear()
+	w.down()
+}
+
+// TestOlderRecord has vm.json be of a banger that knew less: what it lacks is filled in.
+func TestOlderRecord(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.boot(0))
+	v := w.create("a")
+	w.down()
+	w.loseDatabase()
+	path := filepath.Join(w.state, "vms", v.ID, "vm.json")
+	text, err := os.ReadFile(path)
+	w.must(err)
+	var c map[string]any
+	w.must(json.Unmarshal(text, &c))
+	record := c["vm"].(map[string]any)
+	for _, later := range []string{"HostKey", "MAC", "IP", "NAT", "Init"} {
+		delete(record, later)
+	}
+	w.must(resource.WriteCopy(path, c))
+	w.must(w.boot(0))
+	w.must(w.wait(w.svc.Start(t.Context(), 0, "a")))
+	again, err := os.ReadFile(path)
+	if err != nil || !strings.Contains(string(again), "OPENSSH PRIVATE KEY") {
+		t.Errorf("the copy: %s, %v", again, err)
+	}
+	w.clear()
+	w.down()
+}
+
+// TestAdoptedDisks puts an older database back: what has been made with a newer one
+// since is the VM's, and a disk too many is set aside.
+func TestAdoptedDisks(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.boot(0))
+	v := w.create("a")
+	w.must(w.wait(w.svc.Start(t.Context(), 0, "a")))
+	w.must(w.wait(w.svc.Kill(t.Context(), 0, "a")))
+	w.copyDatabase("older.db")
+	w.must(w.wait(w.svc.Reset(t.Context(), 0, "a"))) // the root is another from here on
+	w.must(w.wait(w.svc.Start(t.Context(), 0, "a")))
+	w.must(w.wait(w.svc.Kill(t.Context(), 0, "a")))
+	upper, err := filepath.Glob(filepath.Join(w.state, "vms", v.ID, "upper-*.ext4"))
+	if err != nil || len(upper) != 1 {
+		t.Fatal(upper, err)
+	}
+	w.down()
+	w.loseDatabase()
+	w.must(os.Rename(filepath.Join(w.state, "older.db"), filepath.Join(w.state, "banger.db")))
+	stranger := filepath.Join(w.state, "vms", v.ID, "work-00000000.ext4")
+	w.must(os.WriteFile(stranger, []byte("work"), 0o600))
+	w.must(w.boot(0))
+	w.must(w.wait(w.svc.Start(t.Context(), 0, "a")))
+	if again, err := filepath.Glob(filepath.Join(w.state, "vms", v.ID, "upper-*.ext4")); err != nil || len(again) != 1 || again[0] != upper[0] {
+		t.Errorf("its root is %q, want %q; %v", again, upper, err)
+	}
+	if aside, err := filepath.Glob(stranger + ".lost-*"); err != nil || len(aside) != 1 {
+		t.Errorf("the disk too many: %q, %v", aside, err)
+	}
+	w.clear()
+	w.down()
+}
