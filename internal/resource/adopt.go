@@ -112,9 +112,9 @@ func (l *Ledger) Adopt(ctx context.Context, o Object) error {
 			return fmt.Errorf("ledger: forget %s %s: %w", ref.Kind, ref.Name, err)
 		}
 	}
-	spec := o.Spec
-	if len(spec) == 0 {
-		spec = json.RawMessage("null")
+	spec, err := json.Marshal(o.Spec) // in one line, and null where there is none
+	if err != nil {
+		return fmt.Errorf("adopt %s %s: %w", o.Kind, o.Name, err)
 	}
 	ref := Ref{
 		ID: RandomName(8), Owner: o.Owner, Kind: o.Kind, Name: o.Name, Spec: spec, State: Held, BootID: l.bootID, Run: l.run,

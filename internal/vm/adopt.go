@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"banger/api"
+	"banger/internal/disk"
 	"banger/internal/resource"
 )
 
@@ -58,9 +59,9 @@ func (s *Service) adoptDirs(ctx context.Context, known map[string]bool) error {
 	for _, dir := range dirs {
 		id := path.Base(dir)
 		if !known[id] {
-			rec, err := s.readRecord(id)
+			c, err := s.readRecord(id)
 			if err == nil {
-				err = s.register(ctx, rec)
+				err = s.register(ctx, c.VM)
 			}
 			if err != nil {
 				aside, aerr := s.dirs.SetAside(dir)
@@ -89,7 +90,7 @@ func (s *Service) register(ctx context.Context, rec Record) error {
 	}
 	err = s.store.RestoreVM(ctx, rec)
 	if api.CodeOf(err) == api.CodeConflict {
-		rec.IP, rec.MAC = Record{}.IP, ""
+		rec.IP, rec.MAC, rec.UID = Record{}.IP, "", 0
 		err = s.store.RestoreVM(ctx, rec)
 	}
 	if api.CodeOf(err) == api.CodeAlreadyExists {
@@ -102,22 +103,33 @@ func (s *Service) register(ctx context.Context, rec Record) error {
 	return err
 }
 
-// adoptHandles takes up what a VM holds by the word of handles.json, is there, bears
-// our tag and is not in the ledger.
+// adoptHandles takes up what a VM holds by the word of handles.json and vm.json, is
+// there, bears our tag and is not in the ledger.
 func (s *Service) adoptHandles(ctx context.Context, rec Record, unknown []resource.Ref) error {
 	h, found, err := s.readHandles(rec.ID)
-	if err != nil || !found {
+	if err != nil {
 		return err
 	}
-	errs := []error{s.network.RestoreObjects(ctx, h)}
-	for _, o := range h.Objects {
-		if o.Owner != ownerOf(rec.ID) && o.Owner != runOwnerOf(rec.ID) {
-			continue
+	var objects []resource.Object
+	if found {
+		if err := s.network.RestoreObjects(ctx, h); err != nil {
+			return err
 		}
-		for _, ref := range unknown {
-			if ref.Kind == o.Kind && ref.Name == o.Name {
-				errs = append(errs, s.ledger.Adopt(ctx, o))
-			}
+		objects = h.Objects
+	}
+	if len(unknown) == 0 {
+		return nil
+	}
+	if c, err := s.readRecord(rec.ID); err == nil {
+		objects = append(objects, c.Objects...)
+	}
+	var errs []error
+	taken := map[string]bool{}
+	for _, o := range objects {
+		known := taken[o.Kind+" "+o.Name] || !slices.ContainsFunc(unknown, func(r resource.Ref) bool { return r.Kind == o.Kind && r.Name == o.Name })
+		if !known && (o.Owner == ownerOf(rec.ID) || o.Owner == runOwnerOf(rec.ID)) {
+			taken[o.Kind+" "+o.Name] = true
+			errs = append(errs, s.ledger.Adopt(ctx, o))
 		}
 	}
 	return errors.Join(errs...)
@@ -134,7 +146,7 @@ func (s *Service) adoptDisks(ctx context.Context, recs []Record) error {
 	for _, rec := range recs {
 		kinds := map[string][]resource.Ref{}
 		for _, ref := range unknown {
-			if strings.HasPrefix(ref.Name, "vms/"+rec.ID+"/") {
+			if strings.HasPrefix(ref.Name, "vms/"+rec.ID+"/") && ref.Kind != disk.KindBase { // which is made anew where it is half made
 				kinds[ref.Kind] = append(kinds[ref.Kind], ref)
 			}
 		}

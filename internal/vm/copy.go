@@ -19,10 +19,12 @@ import (
 // read.
 const recordSchema = 1
 
-// recordCopy is vm.json, in a VM's directory: the second copy of what the VM is.
+// recordCopy is vm.json, in a VM's directory: the second copy of what the VM is, and of
+// what the ledger says that it holds for its life.
 type recordCopy struct {
-	Schema int    `json:"schema"`
-	VM     Record `json:"vm"`
+	Schema  int               `json:"schema"`
+	VM      Record            `json:"vm"`
+	Objects []resource.Object `json:"objects"`
 }
 
 func (s *Service) recordPath(id string) string  { return filepath.Join(s.vmDir(id), "vm.json") }
@@ -36,7 +38,10 @@ func (s *Service) keepRecord(rec Record) {
 	if rec.Wanted == WantRunning {
 		rec.Wanted = WantStopped
 	}
-	err := resource.KeepCopy(s.recordPath(rec.ID), recordCopy{recordSchema, rec})
+	h, err := s.ledger.Handles(context.Background(), s.installation, ownerOf(rec.ID))
+	if err == nil {
+		err = resource.KeepCopy(s.recordPath(rec.ID), recordCopy{recordSchema, rec, h.Objects})
+	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		s.log.Warn("keep a second copy of what a VM is", "vm", rec.Name, "err", err)
 	}
@@ -44,20 +49,22 @@ func (s *Service) keepRecord(rec Record) {
 
 // readRecord reads the second copy of what the VM id is. What a record of an older
 // schema lacks, settle fills in.
-func (s *Service) readRecord(id string) (Record, error) {
-	var c recordCopy
+func (s *Service) readRecord(id string) (recordCopy, error) {
+	c := recordCopy{VM: Record{RootDisk: api.RootDiskOverlay}}
 	if err := resource.ReadCopy(s.recordPath(id), recordSchema, &c); err != nil {
-		return Record{}, err
+		return c, err
 	}
 	rec := c.VM
 	known := rec.Wanted == WantStopped || rec.Wanted == WantDeleted
 	switch {
 	case rec.ID != id || !validName.MatchString(rec.Name) || !known:
-		return rec, fmt.Errorf("%w: it tells of a VM %q, called %q, that is to be %q", resource.ErrDamaged, rec.ID, rec.Name, rec.Wanted)
+		return c, fmt.Errorf("%w: it tells of a VM %q, called %q, that is to be %q", resource.ErrDamaged, rec.ID, rec.Name, rec.Wanted)
 	case rec.Network != api.NetworkBridge && rec.Network != api.NetworkNone:
-		return rec, fmt.Errorf("%w: it tells of a network %q", resource.ErrDamaged, rec.Network)
+		return c, fmt.Errorf("%w: it tells of a network %q", resource.ErrDamaged, rec.Network)
+	case rec.RootDisk != api.RootDiskOverlay && rec.RootDisk != api.RootDiskSnapshot:
+		return c, fmt.Errorf("%w: it tells of a root disk %q", resource.ErrDamaged, rec.RootDisk)
 	}
-	return rec, nil
+	return c, nil
 }
 
 // keepHandles writes handles.json, in the directory of a VM that runs: the second copy

@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -322,4 +324,42 @@ func TestAdoptedDisks(t *testing.T) {
 	}
 	w.clear()
 	w.down()
+}
+
+// TestRestoredSnapshot loses the database of VMs whose roots are snapshots: of what is
+// known by their copies alone.
+func TestRestoredSnapshot(t *testing.T) {
+	w := snapshotWorld(t)
+	w.must(w.boot(0))
+	runs, stops := w.createSized("runs", 256<<20), w.createSized("stops", 256<<20)
+	for _, err := range []error{
+		w.wait(w.svc.Start(t.Context(), 0, "runs")), w.wait(w.svc.Start(t.Context(), 0, "stops")), w.wait(w.svc.Kill(t.Context(), 0, "stops")),
+	} {
+		w.must(err)
+	}
+	before := w.rows()
+	w.down()
+	w.loseDatabase()
+	w.must(w.boot(0))
+	w.agree()
+	w.survived(runs, w.work(runs.ID), true)
+	w.survived(stops, w.work(stops.ID), false)
+	if after := w.rows(); !slices.Equal(after, before) {
+		t.Errorf("the ledger has %q, it had %q", after, before)
+	}
+	w.must(w.wait(w.svc.Start(t.Context(), 0, "stops")))
+	w.clear()
+	w.down()
+}
+
+// rows are what is in the ledger, without who wrote it.
+func (w *world) rows() []string {
+	refs, err := w.db.Resources(context.Background(), "")
+	w.must(err)
+	var rows []string
+	for _, r := range refs {
+		rows = append(rows, fmt.Sprint(r.Owner, r.Kind, r.Name, string(r.Spec), r.State, r.BootID))
+	}
+	slices.Sort(rows)
+	return rows
 }
