@@ -10,7 +10,7 @@ FIXTURE     := $(CURDIR)/.cache/fixture
 
 export CGO_ENABLED := 0
 
-.PHONY: build lint lint-go lint-shell openapi deps deps-test deps-lint deps-api fixture test test-all test-host fuzz bench demo clean
+.PHONY: build install uninstall lint lint-go lint-shell openapi deps deps-test deps-lint deps-api fixture test test-all test-host fuzz bench demo clean
 
 # Static binaries in bin/. The agent comes first: bangerd embeds it. It carries
 # no version, so that an unchanged agent stays byte for byte the same.
@@ -18,6 +18,12 @@ build:
 	$(GO) build $(GOFLAGS_ALL) -buildvcs=false -ldflags '-s -w' -o $(AGENT) ./cmd/banger-agent
 	$(GO) build $(GOFLAGS_ALL) -ldflags '$(LDFLAGS)' -o bin/bangerd ./cmd/bangerd
 	$(GO) build $(GOFLAGS_ALL) -ldflags '$(LDFLAGS)' -o bin/banger ./cmd/banger
+
+# What was built, below PREFIX (/usr/local), with units of systemd; DESTDIR is for
+# packages. Uninstall leaves VMs and images, unless PURGE is set.
+PREFIX ?= /usr/local
+install uninstall:
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' PURGE='$(PURGE)' scripts/install.sh $@
 
 # Writes the description of the API that is checked in; a test compares it.
 openapi:

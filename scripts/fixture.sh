@@ -65,7 +65,7 @@ variant systemd debian-systemd systemd-sysv,dbus,docker.io,iptables,apparmor,ope
 systemd=$!
 variant host debian-host \
   systemd-sysv,systemd-resolved,libnss-resolve,dbus,udev,kmod,qemu-system-x86,e2fsprogs,dmsetup,nftables,make \
-  --memory 4G --cpus 2 --root-size 20G --disk 40G -- systemctl mask --quiet \
+  --memory 4G --cpus 1 --root-size 20G --disk 40G -- systemctl mask --quiet \
   apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
   getty@tty1.service systemd-update-utmp.service systemd-update-utmp-runlevel.service
 wait "$systemd"

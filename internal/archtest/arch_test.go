@@ -38,9 +38,9 @@ var directions = map[string][]string{
 	"internal/archive":     {"internal/linux"},
 	"internal/archtest":    {},
 	"internal/bootstrap":   {"internal/linux"},
-	"internal/cli":         {"client", "internal/archive", "internal/bootstrap", "internal/linux", "internal/sshconf"},
+	"internal/cli":         {"client", "internal/archive", "internal/bootstrap", "internal/linux", "internal/sshconf", "internal/systemd"},
 	"internal/config":      {},
-	"internal/daemon":      {"internal/agentbin", "internal/disk", "internal/guest", "internal/identity", "internal/image", "internal/kernel", "internal/linux", "internal/network", "internal/operation", "internal/resource", "internal/server", "internal/space", "internal/store", "internal/usage", "internal/vm", "internal/vmm", "internal/vmm/qemu"},
+	"internal/daemon":      {"internal/agentbin", "internal/disk", "internal/guest", "internal/identity", "internal/image", "internal/kernel", "internal/linux", "internal/network", "internal/operation", "internal/resource", "internal/server", "internal/space", "internal/store", "internal/systemd", "internal/usage", "internal/vm", "internal/vmm", "internal/vmm/qemu"},
 	"internal/intake":      {},
 	"internal/failpoint":   {},
 	"internal/disk":        {"internal/linux", "internal/resource", "internal/space"},
@@ -60,7 +60,8 @@ var directions = map[string][]string{
 	"internal/store":       {"internal/image", "internal/kernel", "internal/resource", "internal/vm"},
 	"internal/usage":       {"internal/image", "internal/kernel", "internal/space"},
 	"internal/vm":          {"internal/disk", "internal/guest", "internal/guest/wire", "internal/linux", "internal/network", "internal/operation", "internal/resource", "internal/space", "internal/vmm"},
-	"internal/vmm":         {"internal/linux", "internal/resource"},
+	"internal/systemd":     {},
+	"internal/vmm":         {"internal/linux", "internal/resource", "internal/systemd"},
 	"internal/vmm/qemu":    {"internal/linux", "internal/resource", "internal/vmm"},
 	"internal/vmm/vmmtest": {"internal/guest", "internal/guest/wire", "internal/linux", "internal/resource", "internal/vmm"},
 	"test/bench":           {"internal/hosttest"},
@@ -70,13 +71,16 @@ var directions = map[string][]string{
 
 // only maps packages of others to the only ones of ours that may import them.
 var only = map[string][]string{
-	"golang.org/x/sys/unix":                 {"internal/linux"},
-	"github.com/vishvananda/netlink":        {"internal/linux"},
-	"github.com/google/nftables":            {"internal/linux"},
-	"github.com/google/nftables/binaryutil": {"internal/linux"},
-	"github.com/google/nftables/expr":       {"internal/linux"},
-	"database/sql":                          {"internal/store"},
-	"modernc.org/sqlite":                    {"internal/store"},
+	"golang.org/x/sys/unix":                       {"internal/linux"},
+	"github.com/vishvananda/netlink":              {"internal/linux"},
+	"github.com/google/nftables":                  {"internal/linux"},
+	"github.com/google/nftables/binaryutil":       {"internal/linux"},
+	"github.com/google/nftables/expr":             {"internal/linux"},
+	"github.com/coreos/go-systemd/v22/activation": {"internal/systemd"},
+	"github.com/coreos/go-systemd/v22/daemon":     {"internal/systemd"},
+	"github.com/coreos/go-systemd/v22/dbus":       {"internal/systemd"},
+	"database/sql":                                {"internal/store"},
+	"modernc.org/sqlite":                          {"internal/store"},
 }
 
 // file is a parsed Go file of this module.

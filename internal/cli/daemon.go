@@ -15,6 +15,7 @@ import (
 
 	"banger/api"
 	"banger/internal/config"
+	"banger/internal/systemd"
 
 	"github.com/spf13/cobra"
 )
@@ -123,9 +124,26 @@ func findDaemon() (string, error) {
 		WithHint("put bangerd beside banger, into PATH or into /usr/lib/banger")
 }
 
+// startService has systemd start the daemon: one of our own would be without the limits,
+// the watchdog and the restarts of the unit.
+func startService(ctx context.Context) error {
+	err := systemd.Start(ctx, systemd.Socket)
+	if err == nil {
+		err = systemd.Start(ctx, systemd.Service)
+	}
+	if err != nil {
+		return api.Errorf(api.CodeUnavailable, "start bangerd: %w", err).
+			WithHint("systemctl status %s, journalctl --unit %s", systemd.Service, systemd.Service)
+	}
+	return nil
+}
+
 // startDaemon starts a daemon that outlives this process, and waits until it says
 // that it serves, or why not.
 func (d *deps) startDaemon(ctx context.Context) error {
+	if systemd.Serves(ctx, d.paths.Socket()) {
+		return startService(ctx)
+	}
 	path, err := findDaemon()
 	if err != nil {
 		return err

@@ -6,12 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"net"
 	"os"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +27,7 @@ import (
 	"banger/internal/resource"
 	"banger/internal/server"
 	"banger/internal/space"
+	"banger/internal/systemd"
 	"banger/internal/usage"
 	"banger/internal/vm"
 	"banger/internal/vmm/qemu"
@@ -117,6 +114,9 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	if err := recoverAll(ctx, ledger, sources); err != nil {
 		log.Error("recovery is incomplete; the next start tries again", "err", err)
 	}
+	if err := host.cgroups.KeepScopes(); err != nil {
+		log.Warn("hold the scopes of VMs", "err", err)
+	}
 	if err := vms.Recover(ctx); err != nil {
 		return err
 	}
@@ -127,7 +127,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	keeping.Go(func() { net.Run(ctx) })
 	defer keeping.Wait()
 	defer shutdown()
-	listener, err := listen(paths, cfg.Group)
+	listener, closeSocket, err := listen(paths, cfg.Group)
 	if err != nil {
 		return err
 	}
@@ -143,15 +143,18 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	})
 	keeping.Go(func() { keep(ctx, ledger, sources, log) })
 	ready()
+	notify(log, systemd.Ready)
+	keeping.Go(func() { watchdog(ctx, paths.Socket(), log) })
 	log.Info("serving", "socket", paths.Socket(), "installation", id.ID)
 	err = server.Serve(ctx, listener, handler, log)
 	log.Info("bangerd stops", "err", err)
+	notify(log, systemd.Stopping)
 	vms.Close()
 	shutdown()
 	keeping.Wait()
 	patience, cancel := context.WithTimeout(context.Background(), shutdownPatience)
 	defer cancel()
-	return errors.Join(err, operations.Close(patience), os.RemoveAll(paths.Socket()))
+	return errors.Join(err, operations.Close(patience), closeSocket())
 }
 
 // prepare makes the installation's directories and takes its lock.
@@ -193,46 +196,6 @@ func served(paths config.Paths, holder string) error {
 	}
 	return api.Errorf(api.CodeConflict, "start bangerd: process %s serves %s already", pid, paths.State).
 		WithHint("banger system status; if it does not answer: kill %s, VMs survive that", pid)
-}
-
-// openLog opens the daemon's log; a long one is set aside, once.
-func openLog(path string) (*slog.Logger, func(), error) {
-	const maxLog = 16 << 20
-	if info, err := os.Stat(path); err == nil && info.Size() > maxLog {
-		if err := os.Rename(path, path+".1"); err != nil {
-			return nil, nil, err
-		}
-	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, nil, fmt.Errorf("open log: %w", err)
-	}
-	return slog.New(slog.NewTextHandler(f, nil)), func() { f.Close() }, nil
-}
-
-// listen opens the socket for root and for the members of the group, if it exists.
-func listen(paths config.Paths, group string) (net.Listener, error) {
-	socket := paths.Socket()
-	if err := os.RemoveAll(socket); err != nil {
-		return nil, err
-	}
-	listener, err := linux.ListenUnix(socket)
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", socket, err)
-	}
-	if g, err := user.LookupGroup(group); err == nil {
-		gid, err := strconv.Atoi(g.Gid)
-		if err == nil {
-			err = os.Chown(socket, 0, gid)
-		}
-		if err == nil {
-			err = os.Chmod(socket, 0o660)
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("open %s to group %s: %w", socket, group, err), listener.Close())
-		}
-	}
-	return listener, nil
 }
 
 // assets implements vm.Assets.

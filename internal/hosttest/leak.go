@@ -198,6 +198,11 @@ func cgroups(installation string) []string {
 	if err != nil {
 		return []string{err.Error()}
 	}
+	scopes, err := filepath.Glob(filepath.Join(root, "banger.slice", "banger-"+installation+"-*"))
+	if err != nil {
+		return []string{err.Error()}
+	}
+	left = append(left, scopes...)
 	for i, dir := range left {
 		left[i] = "cgroup " + dir
 	}

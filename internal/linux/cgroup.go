@@ -22,7 +22,8 @@ import (
 // hierarchies; cgroups(7).
 func CgroupRoot() (string, error) { return mountPoint("cgroup2") }
 
-// CgroupPIDs returns the processes in a cgroup.
+// CgroupPIDs returns the processes in a cgroup, without the kernel's own: KVM has a
+// thread for each VM, which lives in the cgroup of the VMM.
 func CgroupPIDs(dir string) ([]int, error) {
 	text, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	if err != nil {
@@ -34,9 +35,27 @@ func CgroupPIDs(dir string) ([]int, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read cgroup %s: %w", dir, err)
 		}
-		pids = append(pids, pid)
+		if !IsKernelThread(pid) {
+			pids = append(pids, pid)
+		}
 	}
 	return pids, nil
+}
+
+// IsKernelThread tells whether a process is one of the kernel's; PF_KTHREAD in the
+// flags of proc_pid_stat(5).
+func IsKernelThread(pid int) bool {
+	const kthread = 0x00200000
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false // it is gone
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:])) // state, ppid, pgrp, session, tty, tpgid, flags
+	if len(fields) < 7 {
+		return false
+	}
+	flags, err := strconv.ParseUint(fields[6], 10, 64)
+	return err == nil && flags&kthread != 0
 }
 
 // RemoveCgroup kills every process in a cgroup, waits for their end and removes it.

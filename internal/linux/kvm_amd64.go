@@ -26,9 +26,10 @@ const (
 	kvmSetSregs        = 0x4138ae84
 	kvmExitHLT         = 5
 	kvmExitReason      = 8 // offset in struct kvm_run
-	probeIterations    = 100_000
-	probeLimit         = 30 * time.Millisecond
+	probeIterations    = 10_000
+	probeLimit         = 3 * time.Millisecond
 	probePatience      = 2 * time.Second
+	probeAttempts      = 8 // of which the fastest counts: a host that is busy is slow too
 	probeMemory        = 2 << 20
 	probeCode, probeSP = 0x10000, 0x80000
 )
@@ -69,6 +70,12 @@ func ProbeKVM(ctx context.Context) error {
 		runtime.LockOSThread() // and never unlocked: the thread ends with its vCPU
 		thread <- unix.Gettid()
 		took, err := spinGuest(limited)
+		for n := 1; err == nil && took > probeLimit && n < probeAttempts && limited.Err() == nil; n++ {
+			var again time.Duration
+			if again, err = spinGuest(limited); err == nil {
+				took = min(took, again)
+			}
+		}
 		if err == nil && took > probeLimit {
 			err = fmt.Errorf("/dev/kvm takes %v for what hardware does in less than 5 ms", took.Round(time.Millisecond))
 		}

@@ -209,3 +209,17 @@ func TestLockSurvivesGarbage(t *testing.T) {
 		t.Errorf("the lock file says %q, %v", text, err)
 	}
 }
+
+// The kernel's threads are told from processes.
+func TestIsKernelThread(t *testing.T) {
+	if linux.IsKernelThread(os.Getpid()) {
+		t.Error("this process is one of the kernel's")
+	}
+	comm, err := os.ReadFile("/proc/2/comm")
+	if err != nil || strings.TrimSpace(string(comm)) != "kthreadd" {
+		t.Skip("the kernel's processes are in another pid namespace")
+	}
+	if !linux.IsKernelThread(2) {
+		t.Error("kthreadd is not one of the kernel's")
+	}
+}

@@ -13,6 +13,7 @@ import (
 
 	"banger/internal/linux"
 	"banger/internal/resource"
+	"banger/internal/systemd"
 )
 
 // killPatience is how long the processes of a killed cgroup may take to end.
@@ -20,10 +21,12 @@ const killPatience = 5 * time.Second
 
 // Cgroups is the resource.Kind "cgroup": a cgroup (v2) for a VMM, and with it the
 // VMM's process, which is born in it and ends with it. No process id is ever
-// remembered, so none can be reused by a stranger.
+// remembered, so none can be reused by a stranger. Where systemd is the service manager,
+// each new one is within a scope of systemd's.
 type Cgroups struct {
 	root   string // mount point of the hierarchy
-	parent string // holds all of this installation's
+	parent string // holds all of this installation's that are in no scope
+	scopes *scopes
 
 	mu sync.Mutex // the parent does not go while a child comes
 }
@@ -35,11 +38,16 @@ func NewCgroups(installation string) (*Cgroups, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Cgroups{root: root, parent: "banger-" + installation}, nil
+	return &Cgroups{root: root, parent: "banger-" + installation, scopes: newScopes(root, installation)}, nil
 }
 
 // Name returns the ledger's name for a new cgroup, from a random word.
-func (c *Cgroups) Name(random string) string { return c.parent + "/" + random }
+func (c *Cgroups) Name(random string) string {
+	if systemd.Booted() {
+		return c.scopes.name(random)
+	}
+	return c.parent + "/" + random
+}
 
 // Path returns the cgroup's directory.
 func (c *Cgroups) Path(name string) string { return filepath.Join(c.root, name) }
@@ -51,13 +59,25 @@ func (c *Cgroups) Kind() string { return "cgroup" }
 func (c *Cgroups) Volatile() bool { return true }
 
 // Acquire makes the cgroup with the limits in the ref's Spec, where it has some.
-func (c *Cgroups) Acquire(_ context.Context, ref resource.Ref) error {
+func (c *Cgroups) Acquire(ctx context.Context, ref resource.Ref) error {
 	var limits Limits
 	if len(ref.Spec) > 0 {
 		if err := json.Unmarshal(ref.Spec, &limits); err != nil {
 			return fmt.Errorf("create cgroup: %w", err)
 		}
 	}
+	create := c.create
+	if c.scopes.unit(ref.Name) != "" {
+		create = c.scopes.acquire
+	}
+	if err := create(ctx, ref); err != nil {
+		return err
+	}
+	return limits.apply(c.Path(ref.Name))
+}
+
+// create makes a cgroup that is in no scope.
+func (c *Cgroups) create(_ context.Context, ref resource.Ref) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err := os.MkdirAll(c.Path(ref.Name), 0o755); err != nil {
@@ -68,11 +88,14 @@ func (c *Cgroups) Acquire(_ context.Context, ref resource.Ref) error {
 			return err
 		}
 	}
-	return limits.apply(c.Path(ref.Name))
+	return nil
 }
 
 // Inspect implements resource.Kind.
 func (c *Cgroups) Inspect(_ context.Context, ref resource.Ref) (resource.Presence, error) {
+	if c.scopes.unit(ref.Name) != "" {
+		return c.scopes.inspect(ref.Name)
+	}
 	_, err := os.Stat(c.Path(ref.Name))
 	if errors.Is(err, fs.ErrNotExist) {
 		return resource.Absent, nil
@@ -83,6 +106,9 @@ func (c *Cgroups) Inspect(_ context.Context, ref resource.Ref) (resource.Presenc
 // Release kills what is in the cgroup and removes it, and the installation's
 // parent cgroup with its last child.
 func (c *Cgroups) Release(ctx context.Context, ref resource.Ref) error {
+	if c.scopes.unit(ref.Name) != "" {
+		return c.scopes.release(ctx, ref.Name)
+	}
 	ctx, cancel := context.WithTimeout(ctx, killPatience)
 	defer cancel()
 	if err := linux.RemoveCgroup(ctx, c.Path(ref.Name)); err != nil {
@@ -96,18 +122,22 @@ func (c *Cgroups) Release(ctx context.Context, ref resource.Ref) error {
 
 // List implements resource.Kind.
 func (c *Cgroups) List(context.Context) ([]resource.Ref, error) {
-	entries, err := os.ReadDir(c.Path(c.parent))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	names, err := c.scopes.list()
 	if err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(c.Path(c.parent))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list cgroups: %w", err)
 	}
-	var refs []resource.Ref
 	for _, e := range entries {
 		if e.IsDir() {
-			refs = append(refs, resource.Ref{Kind: c.Kind(), Name: c.Name(e.Name())})
+			names = append(names, c.parent+"/"+e.Name())
 		}
+	}
+	var refs []resource.Ref
+	for _, name := range names {
+		refs = append(refs, resource.Ref{Kind: c.Kind(), Name: name})
 	}
 	return refs, nil
 }
