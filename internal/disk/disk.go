@@ -175,6 +175,9 @@ func (d *Disks) Keep(name, dir string) (string, error) {
 		err = os.Rename(file, to)
 	}
 	if err == nil {
+		err = failpoint.Pass("base", "kept")
+	}
+	if err == nil {
 		err = syncFile(filepath.Dir(to))
 	}
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"banger/internal/failpoint"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -67,7 +69,7 @@ func (l Loop) configure(device string, mode int, file *os.File) error {
 	if err := unix.IoctlLoopConfigure(int(f.Fd()), &config); err != nil {
 		return errors.Join(&os.PathError{Op: "attach " + l.File + " to", Path: device, Err: err}, f.Close())
 	}
-	return f.Close()
+	return errors.Join(failpoint.Pass("loop", "attached"), f.Close())
 }
 
 // LoopNames returns the names, of those that begin with prefix, of all loop devices
@@ -101,7 +103,11 @@ func HoldLoop(name string) (held *os.File, err error) {
 			return err
 		}
 		info.Flags |= unix.LO_FLAGS_AUTOCLEAR
-		if err := unix.IoctlLoopSetStatus64(int(f.Fd()), info); err != nil {
+		err := unix.IoctlLoopSetStatus64(int(f.Fd()), info)
+		if err == nil {
+			err = failpoint.Pass("loop", "held")
+		}
+		if err != nil {
 			return errors.Join(err, held.Close())
 		}
 		return nil
@@ -116,7 +122,10 @@ func HoldLoop(name string) (held *os.File, err error) {
 // already. One that is in use loses it when its last user closes it.
 func DetachLoop(name string) error {
 	err := withLoop(name, func(f *os.File, _ *unix.LoopInfo64) error {
-		return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0)
+		if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_CLR_FD, 0); err != nil {
+			return err
+		}
+		return failpoint.Pass("loop", "detached")
 	})
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENXIO) {
 		return nil
@@ -127,7 +136,10 @@ func DetachLoop(name string) error {
 // GrowLoop lets the loop device called name have the size that its file has now.
 func GrowLoop(name string) error {
 	return withLoop(name, func(f *os.File, _ *unix.LoopInfo64) error {
-		return unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0)
+		if err := unix.IoctlSetInt(int(f.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+			return err
+		}
+		return failpoint.Pass("loop", "grown")
 	})
 }
 

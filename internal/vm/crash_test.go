@@ -60,6 +60,23 @@ var actions = map[string]action{
 		}
 		return w.wait(w.svc.Set(context.Background(), 0, v.ID, api.SetVM{Name: new("b"), RootSize: &size, DiskSize: &size, NAT: new(!v.NAT)}))
 	}},
+	"create with a snapshot": {do: func(w *world) error {
+		size := int64(128 << 20)
+		_, op, err := w.svc.Create(context.Background(), 0, api.CreateVM{Name: "b", Start: true, RootDisk: api.RootDiskSnapshot, RootSize: size})
+		return w.wait(op, err)
+	}, undone: func(w *world) error {
+		_, err := w.svc.Get(context.Background(), 0, "b")
+		return absent("VM b", err)
+	}},
+	"set with a snapshot": {
+		before: func(w *world) error {
+			_, op, err := w.svc.Create(context.Background(), 0, api.CreateVM{Name: "s", Start: true, RootDisk: api.RootDiskSnapshot, RootSize: 128 << 20})
+			return w.wait(op, err)
+		},
+		do: func(w *world) error {
+			return w.wait(w.svc.Set(context.Background(), 0, "s", api.SetVM{RootSize: new(int64(256 << 20))}))
+		},
+	},
 	"image import":                          {spares: true, before: startA, do: func(w *world) error { return w.importImage("other", "false") }},
 	"image import of a layer that there is": {undone: noImage("other"), do: func(w *world) error { return w.importImage("other", "true") }},
 	"image remove": {

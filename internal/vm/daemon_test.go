@@ -16,7 +16,9 @@ import (
 	"syscall"
 	"time"
 
+	"banger/api"
 	"banger/internal/failpoint"
+	"banger/internal/hosttest"
 	"banger/internal/linux"
 	"banger/internal/vmm"
 )
@@ -72,7 +74,7 @@ func runDaemon() int {
 		return exitBroken
 	}
 	w := &world{
-		t: &daemonTester{}, whole: true, state: d.State, run: d.Run, installed: d.Installed, remote: d.VMMs, log: &logBuffer{},
+		t: &daemonTester{}, whole: true, state: d.State, run: d.Run, installed: d.Installed, remote: d.VMMs, log: &logBuffer{}, root: api.RootDiskOverlay,
 	}
 	act, known := actions[d.Action]
 	armed := failpoint.FromEnv
@@ -140,15 +142,16 @@ func (d *daemonTester) Fatalf(format string, args ...any) { d.Fatal(fmt.Sprintf(
 
 // machineServer lets daemons that are processes of their own have machines.
 type machineServer struct {
-	socket string
-	mu     sync.Mutex
-	worlds map[string]*machines // by installation
+	socket  string
+	mu      sync.Mutex
+	worlds  map[string]*machines // by installation
+	mappers map[string]*hosttest.Mapper
 }
 
 // serveMachines serves until the end of t.
 func serveMachines(t tester) *machineServer {
 	t.Helper()
-	s := &machineServer{socket: filepath.Join(memoryDir(t), "vmms.sock"), worlds: map[string]*machines{}}
+	s := &machineServer{socket: filepath.Join(memoryDir(t), "vmms.sock"), worlds: map[string]*machines{}, mappers: map[string]*hosttest.Mapper{}}
 	listener, err := linux.ListenUnix(s.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -177,6 +180,7 @@ func serveMachines(t tester) *machineServer {
 		}
 		_ = json.NewEncoder(rw).Encode(m != nil)
 	})
+	s.serveMapper(mux)
 	server := &http.Server{Handler: mux}
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = server.Serve(listener) }()
@@ -195,7 +199,7 @@ func (s *machineServer) admit(w *world) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	w.machines.socket = s.socket
-	s.worlds[w.installed] = w.machines
+	s.worlds[w.installed], s.mappers[w.installed] = w.machines, w.mapper
 }
 
 // remoteDriver implements vmm.Driver over a machineServer.

@@ -189,7 +189,7 @@ func (w *world) boot(passages int) error {
 	runDirs := resource.NewDir(vm.KindRunDir, w.run, true, "vm")
 	uppers, works := disk.New(disk.KindUpper, w.state), disk.New(disk.KindWork, w.state)
 	bases, cows := disk.New(disk.KindBase, w.state), disk.New(disk.KindCow, w.state)
-	w.kinds = slices.Concat([]resource.Kind{dirs, uppers, works, bases, cows}, disk.SnapshotKinds(w.installed, w.state, w.mapper))
+	w.kinds = slices.Concat([]resource.Kind{dirs, uppers, works, bases, cows}, disk.SnapshotKinds(w.installed, w.state, w.kernel()))
 	if w.whole {
 		w.kinds = append(w.kinds, network.Kinds(w.installed)...)
 	}
@@ -209,7 +209,7 @@ func (w *world) boot(passages int) error {
 	w.ops = operation.NewRegistry()
 	w.svc = vm.New(vm.Config{
 		Store: st, Assets: w.assets(w.db, dirs), Ledger: w.ledger, Dirs: dirs, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
-		Bases: bases, Cows: cows, Snapshots: disk.NewSnapshots(w.ledger, w.installed, w.state, w.mapper),
+		Bases: bases, Cows: cows, Snapshots: disk.NewSnapshots(w.ledger, w.installed, w.state, w.kernel()),
 		Network: w.net, UIDs: vm.UIDs{First: 1 << 30, Last: 1<<30 + 1000}, Driver: w.driver(), Operations: w.ops, StateDir: w.state, Installation: w.installed, Log: log,
 		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootDisk: w.root, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), NAT: new(true), Network: api.NetworkNone},
 	})
@@ -261,6 +261,14 @@ func (w *world) recover(ctx context.Context) error {
 		maps.Copy(alive, bundles)
 	}
 	return w.ledger.Recover(ctx, func(owner string) bool { return alive[owner] })
+}
+
+// kernel is the device-mapper of this process, or another's.
+func (w *world) kernel() disk.Mapper {
+	if w.remote != "" {
+		return remoteMapper{remoteDriver{w.remote, w.installed}}
+	}
+	return w.mapper
 }
 
 // driver drives the machines of this process, or another's.
