@@ -36,6 +36,7 @@ type VM struct {
 	DiskSize  int64      `json:"disk_size" doc:"Bytes of the work disk, which is mounted at /root and outlives the root; 0 where there is none."`
 	Network   Network    `json:"network" enum:"bridge,none" doc:"How it is on the network: by a port of the installation's bridge, or not at all."`
 	NAT       bool       `json:"nat" doc:"Whether it may reach what is beyond the host."`
+	IO        IO         `json:"io" doc:"What its disks may do by the second."`
 	IP        string     `json:"ip,omitempty" doc:"Its IPv4 address, where it is on the network."`
 	MAC       string     `json:"mac,omitempty" doc:"Its Ethernet address, where it is on the network."`
 	Init      bool       `json:"init" doc:"Process 1 is the image's own init instead of the agent."`
@@ -80,6 +81,7 @@ type CreateVM struct {
 	DiskSize  *int64   `json:"disk_size,omitempty" doc:"Bytes of the work disk, at least 64 MiB; 0 for none." min:"0" max:"17592186044416"`
 	Network   Network  `json:"network,omitempty" enum:"bridge,none" doc:"How it is to be on the network."`
 	NAT       *bool    `json:"nat,omitempty" doc:"Whether it may reach what is beyond the host."`
+	IO        *IO      `json:"io,omitempty" doc:"What its disks may do by the second; unsupported where the host's cgroups cannot limit it."`
 	Init      bool     `json:"init,omitempty" doc:"Boot the image's own init (systemd, openrc) as process 1."`
 	Start     bool     `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
 	Ephemeral bool     `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
@@ -99,6 +101,7 @@ type SetVM struct {
 	RootSize *int64  `json:"root_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs." min:"67108864" max:"17592186044416"`
 	DiskSize *int64  `json:"disk_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs, if there is a work disk already." min:"0" max:"17592186044416"`
 	NAT      *bool   `json:"nat,omitempty" doc:"At once, also while it runs."`
+	IO       *IO     `json:"io,omitempty" doc:"All limits of its disks anew, at once, also while it runs."`
 }
 
 // PromoteVM asks for an image made of a VM's root.

@@ -51,7 +51,7 @@ func setCommand(d *deps) *cobra.Command {
 	var cpus int
 	var req api.SetVM
 	var c *cobra.Command
-	c = command(d, "set VM", "Change a VM: disks and NAT at once, CPUs and memory at its next start", "banger vm set api --memory 2G --disk 40G",
+	c = command(d, "set VM", "Change a VM: disks, their limits and NAT at once, CPUs and memory at its next start", "banger vm set api --memory 2G --disk 40G",
 		cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 			if c.Flags().Changed("cpus") {
 				req.CPUs = &cpus
@@ -76,7 +76,8 @@ func setCommand(d *deps) *cobra.Command {
 	f.Var(&optionalSize{&req.RootSize}, "root-size", "room for what the VM writes, e.g. 20G; grows only")
 	f.Var(&optionalSize{&req.DiskSize}, "disk", "size of the work disk at /root, e.g. 40G; grows only")
 	f.Var(&optionalOnOff{&req.NAT}, "nat", "on or off: whether the VM may reach what is beyond the host")
-	for _, name := range []string{"cpus", "memory", "root-size", "disk"} {
+	f.Var(&ioFlag{&req.IO}, "io", "what its disks may do by the second, e.g. read-bps=50M,write-iops=1000, or none; replaces all limits")
+	for _, name := range []string{"cpus", "memory", "root-size", "disk", "io"} {
 		completeFlag(c, name, cobra.NoFileCompletions)
 	}
 	completeFlag(c, "nat", cobra.FixedCompletions([]string{"on", "off"}, cobra.ShellCompDirectiveNoFileComp))

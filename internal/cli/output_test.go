@@ -56,6 +56,10 @@ func set(t *testing.T, field reflect.Value) {
 		if field.Index(0).Kind() != reflect.Struct {
 			set(t, field.Index(0))
 		}
+	case reflect.Struct:
+		for i := range field.NumField() {
+			set(t, field.Field(i))
+		}
 	default:
 		t.Fatalf("a field of kind %v", field.Kind())
 	}

@@ -143,9 +143,10 @@ func (d *deps) specFlags(c *cobra.Command, spec *api.CreateVM) {
 	f.Var(either[api.RootDisk]{&spec.RootDisk, api.RootDiskOverlay, api.RootDiskSnapshot}, "root-disk", "how its root is made: overlay or dm-snapshot (default overlay, or as configured)")
 	f.Var(either[api.Network]{&spec.Network, api.NetworkBridge, api.NetworkNone}, "net", "how it is on the network: bridge or none (default bridge, or as configured)")
 	f.Var(&optionalOnOff{&spec.NAT}, "nat", "on or off: whether it may reach what is beyond the host (default on, or as configured)")
+	f.Var(&ioFlag{&spec.IO}, "io", "what its disks may do by the second, e.g. read-bps=50M,write-iops=1000, or none (default none, or as configured)")
 	f.BoolVar(&spec.Init, "init", false, "boot the image's own init (systemd, openrc) as process 1")
 	none := cobra.FixedCompletions(nil, cobra.ShellCompDirectiveNoFileComp)
-	for _, name := range []string{"name", "cpus", "memory", "disk", "root-size"} {
+	for _, name := range []string{"name", "cpus", "memory", "disk", "root-size", "io"} {
 		completeFlag(c, name, none)
 	}
 	completeFlag(c, "net", cobra.FixedCompletions([]string{"bridge", "none"}, cobra.ShellCompDirectiveNoFileComp))

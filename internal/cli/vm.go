@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"banger/api"
+	"banger/internal/config"
 
 	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
@@ -48,6 +49,25 @@ func (o *optionalSize) String() string {
 	return size(**o.value)
 }
 
+// ioFlag is a flag that takes limits of disks and knows whether it was given.
+type ioFlag struct{ value **api.IO }
+
+func (f *ioFlag) Set(s string) error {
+	var io config.IO
+	if err := io.UnmarshalText([]byte(s)); err != nil {
+		return err
+	}
+	*f.value = (*api.IO)(&io)
+	return nil
+}
+func (f *ioFlag) Type() string { return "limits" }
+func (f *ioFlag) String() string {
+	if *f.value == nil {
+		return ""
+	}
+	return config.IO(**f.value).String()
+}
+
 // parseSize reads a size as people write it.
 func parseSize(s string) (int64, error) {
 	n, err := units.RAMInBytes(s)
@@ -86,6 +106,12 @@ var vmKind = kind[api.VM]{
 		{"disk size", func(v api.VM) string { return sizeOrNone(v.DiskSize) }},
 		{"network", func(v api.VM) string { return string(v.Network) }},
 		{"nat", func(v api.VM) string { return choose(v.NAT, "yes", "no") }},
+		{"io limits", func(v api.VM) string {
+			if v.IO == (api.IO{}) {
+				return ""
+			}
+			return config.IO(v.IO).String()
+		}},
 		{"ip", func(v api.VM) string { return v.IP }},
 		{"mac", func(v api.VM) string { return v.MAC }},
 		{"ephemeral", func(v api.VM) string { return choose(v.Ephemeral, "yes", "no") }},

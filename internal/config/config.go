@@ -135,6 +135,7 @@ type Config struct {
 		DiskSize Size   `toml:"disk_size"` // of the work disk; 0 for none
 		Network  string `toml:"network"`   // bridge or none
 		NAT      bool   `toml:"nat"`       // whether it may reach what is beyond the host
+		IO       IO     `toml:"io"`        // of its disks, by the second
 		UIDs     IDs    `toml:"uids"`      // users that VMMs run as; empty: chosen by the installation's identity
 	} `toml:"vm"`
 	Network struct {

@@ -38,6 +38,7 @@ func TestLoad(t *testing.T) {
 	every.Network.Subnet.Prefix = netip.MustParsePrefix("10.61.0.0/16")
 	every.Network.Allow = []netip.Prefix{netip.MustParsePrefix("192.168.178.0/24")}
 	every.Network.Resolvers = []netip.Addr{netip.MustParseAddr("192.168.178.1")}
+	every.VM.IO = IO{ReadBPS: 1 << 20, WriteIOPS: 10}
 	every.VM.UIDs = IDs{70000, 70999}
 	every.Image.MaxSize, every.Image.MaxEntries = 2<<40, 12
 	every.QEMU.Binary = "/opt/qemu"
@@ -59,6 +60,7 @@ func TestLoad(t *testing.T) {
 			disk_size = "7G"
 			network = "none"
 			nat = false
+			io = "read-bps=1M,write-iops=10"
 			uids = "70000-70999"
 			[network]
 			subnet = "10.61.0.0/16"

@@ -97,7 +97,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		Store: db, Assets: assets{images, kernels}, Ledger: ledger, Dirs: host.dirs, RunDirs: host.runDirs, Cgroups: host.cgroups, Uppers: host.uppers, Works: host.works,
 		Bases: host.bases, Cows: host.cows, Snapshots: disk.NewSnapshots(ledger, id.ID, paths.State, host.mapper), Network: net,
 		UIDs: vm.UIDs(vmUIDs(cfg, id.ID)), Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, Room: room, StateDir: paths.State, Installation: id.ID, Log: log,
-		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootDisk: api.RootDisk(cfg.VM.RootDisk), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT},
+		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootDisk: api.RootDisk(cfg.VM.RootDisk), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT, IO: (*api.IO)(&cfg.VM.IO)},
 	})
 	if minted {
 		if err := ledger.ForgetVolatile(ctx); err != nil {

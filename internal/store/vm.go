@@ -12,7 +12,8 @@ import (
 
 // columns of the table vm, in the order of fields.
 const columns = `id, owner, name, image, image_id, kernel, cpus, memory, root_disk, root_size, disk_size, network, nat, ip, mac, init,
-	ephemeral, wanted, sync, machine_id, host_key, created, last_error, uid`
+	ephemeral, wanted, sync, machine_id, host_key, created, last_error, uid,
+	io_read_bps, io_write_bps, io_read_iops, io_write_iops`
 
 // InsertVM implements vm.Store. The image and the kernel are looked for in the same
 // transaction: what was there when the VM was asked for may have been removed since.
@@ -39,9 +40,10 @@ func (db *DB) RestoreVM(ctx context.Context, r vm.Record) error {
 }
 
 func insertVM(ctx context.Context, tx *sql.Tx, r vm.Record) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+	_, err := tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
 		r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootDisk, r.RootSize, r.DiskSize, r.Network, r.NAT,
-		ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError, uidOut(r.UID))
+		ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError, uidOut(r.UID),
+		r.IO.ReadBPS, r.IO.WriteBPS, r.IO.ReadIOPS, r.IO.WriteIOPS)
 	if isUnique(err, addresses...) {
 		return addressTaken("create", r)
 	}
@@ -71,8 +73,10 @@ func uidOut(uid uint32) sql.NullInt64 { return sql.NullInt64{Int64: int64(uid), 
 // UpdateVM implements vm.Store.
 func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
 	err := db.exec(ctx, "vm.update", `UPDATE vm SET name=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
-		host_key=?, wanted=?, last_error=?, uid=? WHERE id=?`,
-		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.HostKey, r.Wanted, r.LastError, uidOut(r.UID), r.ID)
+		host_key=?, wanted=?, last_error=?, uid=?,
+		io_read_bps=?, io_write_bps=?, io_read_iops=?, io_write_iops=? WHERE id=?`,
+		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.HostKey, r.Wanted, r.LastError, uidOut(r.UID),
+		r.IO.ReadBPS, r.IO.WriteBPS, r.IO.ReadIOPS, r.IO.WriteIOPS, r.ID)
 	if isUnique(err, addresses...) {
 		return addressTaken("change", r)
 	}
@@ -95,7 +99,8 @@ func (db *DB) VMs(ctx context.Context) ([]vm.Record, error) {
 		var ip, mac sql.NullString
 		var uid sql.NullInt64
 		if err := rows.Scan(&r.ID, &r.Owner, &r.Name, &r.Image, &r.ImageID, &r.Kernel, &r.CPUs, &r.Memory, &r.RootDisk, &r.RootSize, &r.DiskSize,
-			&r.Network, &r.NAT, &ip, &mac, &r.Init, &r.Ephemeral, &r.Wanted, &r.Sync, &r.MachineID, &r.HostKey, &created, &r.LastError, &uid); err != nil {
+			&r.Network, &r.NAT, &ip, &mac, &r.Init, &r.Ephemeral, &r.Wanted, &r.Sync, &r.MachineID, &r.HostKey, &created, &r.LastError, &uid,
+			&r.IO.ReadBPS, &r.IO.WriteBPS, &r.IO.ReadIOPS, &r.IO.WriteIOPS); err != nil {
 			return err
 		}
 		r.Created, r.MAC, r.UID = time.Unix(0, created), mac.String, uint32(uid.Int64)

@@ -26,6 +26,7 @@ func (s *Service) Set(_ context.Context, caller uint32, ref string, req api.SetV
 func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req api.SetVM) (Record, error) {
 	to := rec
 	to.Name, to.CPUs, to.NAT = or(req.Name, rec.Name), or(req.CPUs, rec.CPUs), or(req.NAT, rec.NAT)
+	to.IO = or(req.IO, rec.IO)
 	to.Memory = roundDown(or(req.Memory, rec.Memory))
 	root, work := roundUp(or(req.RootSize, rec.RootSize)), roundUp(or(req.DiskSize, rec.DiskSize))
 	total, err := linux.MemTotal()
@@ -33,7 +34,7 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 		return rec, err
 	}
 	if err := validate(fmt.Sprintf("change VM %q", rec.Name), api.CreateVM{
-		Name: to.Name, CPUs: to.CPUs, Memory: to.Memory, RootDisk: to.RootDisk, RootSize: root, DiskSize: &work, Network: to.Network,
+		Name: to.Name, CPUs: to.CPUs, Memory: to.Memory, RootDisk: to.RootDisk, RootSize: root, DiskSize: &work, Network: to.Network, IO: &to.IO,
 	}, total); err != nil {
 		return rec, err
 	}
@@ -57,6 +58,11 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 	names, err := s.diskNames(ctx, rec.ID)
 	if err != nil {
 		return rec, err
+	}
+	if to.IO != rec.IO {
+		if err := s.limitIO(to, l); err != nil {
+			return rec, err
+		}
 	}
 	// What follows is done step by step; the record tells how far it came.
 	if to.Name != rec.Name {

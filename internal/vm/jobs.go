@@ -101,7 +101,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 		}
 		watch.lap(c.step())
 	}
-	if _, err := s.ledger.Acquire(ctx, owner, KindCgroup, cgroup, vmm.LimitsFor(rec.CPUs, rec.Memory, info.Overhead)); err != nil {
+	if _, err := s.ledger.Acquire(ctx, owner, KindCgroup, cgroup, s.limits(rec, info)); err != nil {
 		return booted{}, err
 	}
 	watch.lap("cgroup")

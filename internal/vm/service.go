@@ -325,6 +325,10 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	if err := s.room.Admit(fmt.Sprintf("create VM %q", r.Name), need); err != nil {
 		return Record{}, err
 	}
+	io := *cmp.Or(r.IO, s.defaults.IO)
+	if err := s.checkIO(io); err != nil {
+		return Record{}, fmt.Errorf("create VM %q: %w", r.Name, err)
+	}
 	imageID, err := s.assets.Image(ctx, caller, r.Image)
 	if err != nil {
 		return Record{}, fmt.Errorf("create VM %q: %w", r.Name, err)
@@ -335,7 +339,7 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	}
 	rec, err := s.settle(ctx, Record{
 		ID: resource.RandomName(6), Name: r.Name, Owner: caller, Image: r.Image, ImageID: imageID, Kernel: kernel,
-		CPUs: r.CPUs, Memory: r.Memory, RootDisk: r.RootDisk, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, NAT: nat,
+		CPUs: r.CPUs, Memory: r.Memory, RootDisk: r.RootDisk, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, NAT: nat, IO: io,
 		Init: r.Init, Ephemeral: r.Ephemeral, Wanted: WantStopped,
 		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), Created: time.Now(),
 	})

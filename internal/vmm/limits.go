@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"strings"
 
 	"banger/api"
+	"banger/internal/linux"
 )
 
 // Limits is what the processes of a cgroup may take together, as far as the host's
@@ -17,6 +19,7 @@ type Limits struct {
 	Memory int64 // bytes, of page cache too, which gives way; who needs more is killed
 	CPU    int   // hundredths of a core
 	Tasks  int   // processes and threads
+	IO     *IO   // nil: no limit
 }
 
 // What a VMM may take beyond what its guest was promised.
@@ -55,27 +58,31 @@ func (l Limits) apply(dir string) error {
 	if err != nil {
 		return err
 	}
-	number := func(n int64) string {
-		if n == 0 {
-			return "max"
-		}
-		return strconv.FormatInt(n, 10)
-	}
 	for _, set := range []struct{ file, value string }{
-		{"memory.max", number(l.Memory)},
+		{"memory.max", orMax(l.Memory)},
 		{"memory.oom.group", "1"}, // a VMM dies as a whole
-		{"cpu.max", fmt.Sprintf("%s %d", number(int64(l.CPU)*cpuPeriod/100), cpuPeriod)},
-		{"pids.max", number(int64(l.Tasks))},
+		{"cpu.max", fmt.Sprintf("%s %d", orMax(int64(l.CPU)*cpuPeriod/100), cpuPeriod)},
+		{"pids.max", orMax(int64(l.Tasks))},
 	} {
 		controller, _, _ := strings.Cut(set.file, ".")
 		if !slices.Contains(there, controller) {
 			continue
 		}
 		if err := os.WriteFile(filepath.Join(dir, set.file), []byte(set.value), 0); err != nil {
-			return api.Errorf(api.CodeInternal, "limit cgroup %s: %w", dir, err)
+			return fmt.Errorf("limit cgroup %s: %w", dir, err)
 		}
 	}
-	return nil
+	if l.IO == nil {
+		return nil
+	}
+	return l.IO.Limit(dir)
+}
+
+func orMax(n int64) string {
+	if n == 0 {
+		return "max"
+	}
+	return strconv.FormatInt(n, 10)
 }
 
 // controllers returns those by which the cgroup in a directory can be limited.
@@ -115,4 +122,56 @@ func enable(dir string) error {
 		}
 	}
 	return nil
+}
+
+// IO is what the processes of a cgroup may do with the disk on which a path lies, by the
+// second. What is 0 has no limit.
+type IO struct {
+	Path                string
+	ReadBPS, WriteBPS   int64 // bytes
+	ReadIOPS, WriteIOPS int64 // requests
+}
+
+// Limit limits what the cgroup in a directory does with a disk from now on. Errors are
+// unsupported where this host cannot do that.
+func (io IO) Limit(dir string) error {
+	there, err := controllers(dir)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(there, "io") {
+		return errNoIO("the host's cgroups (version 2) have no controller io")
+	}
+	disk, err := linux.WholeDisk(io.Path)
+	if errors.Is(err, linux.ErrNoDisk) {
+		return errNoIO(err.Error())
+	}
+	if err != nil {
+		return err
+	}
+	line := fmt.Sprintf("%s rbps=%s wbps=%s riops=%s wiops=%s", disk, orMax(io.ReadBPS), orMax(io.WriteBPS), orMax(io.ReadIOPS), orMax(io.WriteIOPS))
+	if err := os.WriteFile(filepath.Join(dir, "io.max"), []byte(line), 0); err != nil {
+		return fmt.Errorf("limit the disk %s of cgroup %s: %w", disk, dir, err)
+	}
+	return nil
+}
+
+// CheckIO says why what VMMs do with the disk of a path cannot be limited; nil where it
+// can.
+func (c *Cgroups) CheckIO(path string) error {
+	there, err := c.Controllers()
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(there, "io") {
+		return errNoIO("the host's cgroups (version 2) have no controller io")
+	}
+	if _, err = linux.WholeDisk(path); errors.Is(err, linux.ErrNoDisk) {
+		return errNoIO(err.Error())
+	}
+	return err
+}
+
+func errNoIO(why string) error {
+	return api.Errorf(api.CodeUnsupported, "limit what disks do: %s", why).WithHint("--io none")
 }

@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"banger/api"
+	"banger/internal/linux"
 	"banger/internal/resource"
 	"banger/internal/vmm"
 )
@@ -137,5 +139,48 @@ func TestLimitsCPU(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatal("a busy process was never held up")
 		}
+	}
+}
+
+// Disks are slowed down, from one moment to the next, and let go again.
+func TestLimitsIO(t *testing.T) {
+	dir := limited(t, vmm.Limits{})
+	files, err := os.MkdirTemp(".", "disk") // which is on a disk: not t.TempDir
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(files)
+	disk, err := linux.WholeDisk(files)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (vmm.IO{Path: files, WriteBPS: 1 << 20, ReadIOPS: 500}).Limit(dir); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := readCgroup(t, dir, "io.max"), disk+" rbps=max wbps=1048576 riops=500 wiops=max"; got != want {
+		t.Errorf("io.max is %q, want %q", got, want)
+	}
+	before := time.Now()
+	said, state := runIn(t, dir, "dd if=/dev/zero of="+files+"/file bs=64k count=48 oflag=direct")
+	if !state.Success() {
+		t.Fatal(said)
+	}
+	if took := time.Since(before); took < 2*time.Second {
+		t.Errorf("3 MiB at 1 MiB a second were written in %v", took)
+	}
+	if err := (vmm.IO{Path: files}).Limit(dir); err != nil {
+		t.Fatal(err)
+	}
+	if got := readCgroup(t, dir, "io.max"); got != "" {
+		t.Errorf("without limits io.max is %q", got)
+	}
+}
+
+// Limits that nothing would keep are refused.
+func TestIOWithoutDisk(t *testing.T) {
+	c := newCgroups(t)
+	err := c.CheckIO("/proc")
+	if api.CodeOf(err) != api.CodeUnsupported {
+		t.Errorf("got %v, want unsupported", err)
 	}
 }
