@@ -47,7 +47,7 @@ type VM struct {
 	Created   time.Time  `json:"created" doc:"When it was made."`
 	Started   *time.Time `json:"started,omitempty" doc:"When it was last started, while it runs."`
 	Steps     []Step     `json:"steps,omitempty" doc:"How long each step of the last start took, while it runs and the daemon that started it does."`
-	Pending   []string   `json:"pending,omitempty" doc:"What was changed and takes effect at the next start, e.g. memory."`
+	Pending   []string   `json:"pending,omitempty" doc:"What was changed and takes effect at the next start, e.g. memory; agent, where it runs that of another version of banger."`
 	LastError string     `json:"last_error,omitempty" doc:"Why it is not running although it should be, or why its last operation came to nothing."`
 }
 

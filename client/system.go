@@ -29,3 +29,16 @@ func (c *Client) Prune(ctx context.Context, req api.Prune) (api.Pruned, error) {
 	err := c.call(ctx, request{method: http.MethodPost, path: []string{"system", "prune"}}, req, &out)
 	return out, err
 }
+
+// Examine looks at the host and the installation, and changes nothing.
+func (c *Client) Examine(ctx context.Context) (api.Diagnosis, error) {
+	return get[api.Diagnosis](ctx, c, "system", "doctor")
+}
+
+// Repair puts what is banger's on the host in order, and looks again. Only root may
+// do that.
+func (c *Client) Repair(ctx context.Context) (api.Diagnosis, error) {
+	var out api.Diagnosis
+	err := c.call(ctx, request{method: http.MethodPost, path: []string{"system", "doctor"}}, nil, &out)
+	return out, err
+}

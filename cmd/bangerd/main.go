@@ -23,6 +23,7 @@ func main() { os.Exit(run()) }
 
 func run() int {
 	readyFD := flag.Int("ready-fd", -1, "descriptor on which to say that the daemon serves, or why it does not")
+	examine := flag.Bool("doctor", false, "examine the installation without a daemon, print what is found as JSON, and end")
 	flag.Usage = func() {
 		fmt.Fprint(flag.CommandLine.Output(), "bangerd serves one installation of banger; `banger` starts it when it is needed.\n"+
 			"BANGER_STATE_DIR, BANGER_RUN_DIR and BANGER_CONFIG say which one.\n\n")
@@ -34,6 +35,13 @@ func run() int {
 	// VMMs inherit this: a write beyond their limit is to be an error, not their end.
 	signal.Ignore(syscall.SIGXFSZ, syscall.SIGHUP, syscall.SIGPIPE)
 
+	if *examine {
+		if err := json.NewEncoder(os.Stdout).Encode(daemon.Diagnose(ctx, config.FromEnv(), version)); err != nil {
+			fmt.Fprintln(os.Stderr, "bangerd:", err)
+			return 1
+		}
+		return 0
+	}
 	ready := func() {}
 	var report *os.File
 	if *readyFD >= 0 {

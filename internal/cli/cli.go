@@ -136,7 +136,7 @@ func newRoot(d *deps) *cobra.Command {
 	root.SetOut(d.stdout)
 	root.SetErr(d.stderr)
 	root.SetFlagErrorFunc(badFlag)
-	root.AddCommand(vmCommands(d), imageCommands(d), kernelCommands(d), systemCommands(d))
+	root.AddCommand(vmCommands(d), imageCommands(d), kernelCommands(d), systemCommands(d), doctorCommand(d))
 	addCompletion(root)
 	return root
 }

@@ -17,6 +17,7 @@ import (
 	"banger/internal/agentbin"
 	"banger/internal/config"
 	"banger/internal/disk"
+	"banger/internal/doctor"
 	"banger/internal/failpoint"
 	"banger/internal/identity"
 	"banger/internal/image"
@@ -30,6 +31,7 @@ import (
 	"banger/internal/systemd"
 	"banger/internal/usage"
 	"banger/internal/vm"
+	"banger/internal/vmm"
 	"banger/internal/vmm/qemu"
 )
 
@@ -93,10 +95,11 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		Installation: id.ID, Ledger: ledger, Settings: db, Subnet: cfg.Network.Subnet.Prefix, Allow: cfg.Network.Allow,
 		Resolvers: cfg.Network.Resolvers, Copy: filepath.Join(paths.State, "network.json"), Log: log,
 	})
+	driver := qemu.New(cfg.QEMU.Binary)
 	vms := vm.New(vm.Config{
 		Store: db, Assets: assets{images, kernels}, Ledger: ledger, Dirs: host.dirs, RunDirs: host.runDirs, Cgroups: host.cgroups, Uppers: host.uppers, Works: host.works,
 		Bases: host.bases, Cows: host.cows, Snapshots: disk.NewSnapshots(ledger, id.ID, paths.State, host.mapper), Network: net,
-		UIDs: vm.UIDs(vmUIDs(cfg, id.ID)), Driver: qemu.New(cfg.QEMU.Binary), Operations: operations, Room: room, StateDir: paths.State, Installation: id.ID, Log: log,
+		UIDs: vm.UIDs(vmUIDs(cfg, id.ID)), Driver: driver, Operations: operations, Room: room, StateDir: paths.State, Installation: id.ID, Agent: kernels.Build(), Log: log,
 		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootDisk: api.RootDisk(cfg.VM.RootDisk), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT, IO: (*api.IO)(&cfg.VM.IO)},
 	})
 	if minted {
@@ -137,8 +140,28 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	system := api.System{
 		Version: version, Installation: id.ID, PID: os.Getpid(), Started: time.Now(), StateDir: paths.State, RunDir: paths.Run,
 	}
+	look := &looker{
+		version: version,
+		config: doctor.Config{
+			Paths: paths, Group: cfg.Group, Served: true, Drivers: []vmm.Driver{driver}, Room: room, Network: net, Ledger: ledger,
+			Database: func(ctx context.Context) []api.Finding {
+				return checkDatabase(ctx, filepath.Join(paths.State, "banger.db"))
+			},
+			VMs: func(ctx context.Context) ([]api.VM, error) { return vms.List(ctx, 0) },
+		},
+		repairer: doctor.Repairer{
+			Tend: func(ctx context.Context) error {
+				alive, err := living(ctx, sources)
+				if err != nil {
+					return err
+				}
+				return ledger.Tend(ctx, alive)
+			},
+			Share: func() error { return openTo(paths.Socket(), cfg.Group) },
+		},
+	}
 	handler := server.New(server.Config{
-		VMs: vms, Images: images, Kernels: kernels, Usage: used, Operations: operations, Log: log, Shutdown: shutdown,
+		VMs: vms, Images: images, Kernels: kernels, Usage: used, Doctor: look, Operations: operations, Log: log, Shutdown: shutdown,
 		System: func() api.System { return system },
 	})
 	keeping.Go(func() { keep(ctx, ledger, sources, log) })

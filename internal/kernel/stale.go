@@ -26,5 +26,8 @@ func (m *Manager) Stale(k Kernel) ([]space.Item, error) {
 	return items, err
 }
 
+// Build names the build of the agent in the initramfs that this daemon makes.
+func (m *Manager) Build() string { return m.agentHash }
+
 // initramfs is the name of the file with this daemon's agent.
 func (m *Manager) initramfs() string { return "initramfs-" + m.agentHash + ".cpio" }

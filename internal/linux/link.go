@@ -101,15 +101,16 @@ func addresses(link netlink.Link) ([]netlink.Addr, error) {
 	return dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, unix.AF_INET) })
 }
 
-// LinkNames returns the names of all links that begin with prefix.
-func LinkNames(prefix string) ([]string, error) {
+// LinkNames returns the names of all links that begin with prefix and are of one of the
+// kinds, of any where none is given.
+func LinkNames(prefix string, kinds ...LinkKind) ([]string, error) {
 	links, err := dump(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
 	var names []string
 	for _, l := range links {
-		if strings.HasPrefix(l.Attrs().Name, prefix) {
+		if strings.HasPrefix(l.Attrs().Name, prefix) && (len(kinds) == 0 || slices.Contains(kinds, LinkKind(l.Type()))) {
 			names = append(names, l.Attrs().Name)
 		}
 	}
@@ -215,13 +216,37 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 	return netip.PrefixFrom(addr.Unmap(), bits).Masked(), ok
 }
 
+// UsedPrefix is an IPv4 network that the host has an address in or a route to.
+type UsedPrefix struct {
+	netip.Prefix
+	Link string // by which it is reached; empty where that is not one link
+}
+
 // UsedPrefixes returns the IPv4 networks that the host has an address in or a route
 // to, in any routing table, but for default routes and loopback.
 func UsedPrefixes() ([]netip.Prefix, error) {
+	networks, err := Networks()
 	var used []netip.Prefix
-	add := func(n *net.IPNet) {
+	for _, n := range networks {
+		used = append(used, n.Prefix)
+	}
+	return used, err
+}
+
+// Networks returns the same as UsedPrefixes, with the links.
+func Networks() ([]UsedPrefix, error) {
+	var used []UsedPrefix
+	names := map[int]string{}
+	links, err := dump(netlink.LinkList)
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	add := func(n *net.IPNet, link int) {
 		if p, ok := prefixOf(n); ok && p.Bits() > 0 && !p.Addr().IsLoopback() {
-			used = append(used, p)
+			used = append(used, UsedPrefix{p, names[link]})
 		}
 	}
 	addrs, err := addresses(nil)
@@ -229,8 +254,8 @@ func UsedPrefixes() ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
 	for _, a := range addrs {
-		add(a.IPNet)
-		add(a.Peer)
+		add(a.IPNet, a.LinkIndex)
+		add(a.Peer, a.LinkIndex)
 	}
 	routes, err := dump(func() ([]netlink.Route, error) {
 		return netlink.RouteListFiltered(unix.AF_INET, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
@@ -239,7 +264,7 @@ func UsedPrefixes() ([]netip.Prefix, error) {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
 	for _, r := range routes {
-		add(r.Dst)
+		add(r.Dst, r.LinkIndex)
 	}
 	return used, nil
 }

@@ -102,7 +102,7 @@ func (l links) Release(ctx context.Context, ref resource.Ref) error {
 }
 
 func (l links) List(context.Context) ([]resource.Ref, error) {
-	names, err := linux.LinkNames(l.prefix)
+	names, err := linux.LinkNames(l.prefix, l.types...)
 	var refs []resource.Ref
 	for _, name := range names {
 		refs = append(refs, resource.Ref{Kind: l.kind, Name: name})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -121,4 +122,21 @@ func RemoveCopy(path string) error {
 		return err
 	}
 	return nil
+}
+
+// Aside returns the files and directories of a state directory that were set aside.
+func Aside(stateDir string) ([]string, error) {
+	var all []string
+	for _, pattern := range []string{"lost-*", "*" + asideInfix + "*", "*/*" + asideInfix + "*", "*/*/*" + asideInfix + "*"} {
+		found, err := filepath.Glob(filepath.Join(stateDir, pattern))
+		if err != nil {
+			return nil, err
+		}
+		for _, path := range found {
+			if name, _ := filepath.Rel(stateDir, path); pattern == "lost-*" || !strings.HasPrefix(name, "lost-") {
+				all = append(all, path)
+			}
+		}
+	}
+	return all, nil
 }

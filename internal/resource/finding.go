@@ -35,6 +35,7 @@ type Finding struct {
 	Owner   string // as in Ref; empty where no row tells
 	Kind    string
 	Name    string
+	Durable bool   // of one that is untracked: it survives the host's boot
 	Detail  string // the host's words, where it said any
 }
 
@@ -69,7 +70,7 @@ func (l *Ledger) Check(ctx context.Context) ([]Finding, error) {
 	}
 	for _, o := range objects {
 		if !known[o.Kind+" "+o.Name] {
-			found = append(found, Finding{Problem: Untracked, Kind: o.Kind, Name: o.Name})
+			found = append(found, Finding{Problem: Untracked, Kind: o.Kind, Name: o.Name, Durable: !l.kinds[o.Kind].Volatile()})
 		}
 	}
 	found, err = l.confirm(ctx, found)

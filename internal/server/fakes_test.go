@@ -208,6 +208,15 @@ func (kernels) Get(_ context.Context, name string) (kernel.Kernel, error) {
 }
 func (kernels) Remove(context.Context, string) error { return errors.New("disk on fire") }
 
+type doctors struct{}
+
+func (doctors) Examine(context.Context, uint32) api.Diagnosis {
+	return api.Diagnosis{Findings: []api.Finding{{Message: "well"}}}
+}
+func (d doctors) Repair(ctx context.Context, caller uint32) api.Diagnosis {
+	return d.Examine(ctx, caller)
+}
+
 type disks struct{}
 
 func (disks) DiskUsage(_ context.Context, caller uint32) (api.DiskUsage, error) {
@@ -241,7 +250,7 @@ func newDaemon(t *testing.T, uid uint32) *daemon {
 		}
 	})
 	d.vms = &vms{ops: ops, leased: make(chan bool, 2)}
-	d.handler = New(Config{VMs: d.vms, Images: images{}, Kernels: kernels{}, Usage: disks{}, Operations: ops,
+	d.handler = New(Config{VMs: d.vms, Images: images{}, Kernels: kernels{}, Usage: disks{}, Doctor: doctors{}, Operations: ops,
 		System:   func() api.System { return api.System{Version: "test"} },
 		Shutdown: func() { d.shutdown <- struct{}{} },
 		Log:      slog.New(slog.DiscardHandler)})

@@ -77,12 +77,19 @@ type Usage interface {
 	Prune(ctx context.Context, caller uint32, req api.Prune) (api.Pruned, error)
 }
 
+// Doctor is what the server needs of package doctor.
+type Doctor interface {
+	Examine(ctx context.Context, caller uint32) api.Diagnosis
+	Repair(ctx context.Context, caller uint32) api.Diagnosis
+}
+
 // Config is what the handler is made of; every field is needed.
 type Config struct {
 	VMs        VMs
 	Images     Images
 	Kernels    Kernels
 	Usage      Usage
+	Doctor     Doctor
 	Operations *operation.Registry
 	System     func() api.System
 	Shutdown   func() // asks the daemon to end; must not wait for it
@@ -108,6 +115,7 @@ func (s *server) register(mux humago.Mux) *huma.OpenAPI {
 	routes := humago.New(mux, newDocument())
 	s.systemRoutes(routes)
 	s.usageRoutes(routes)
+	s.doctorRoutes(routes)
 	s.vmRoutes(routes)
 	s.sshRoutes(routes)
 	s.guestRoutes(routes)

@@ -16,7 +16,7 @@ import (
 // open. It changes nothing: it does not migrate, and refuses a database of another
 // schema than this program's with the code unsupported.
 func OpenReadOnly(ctx context.Context, path string) (*DB, error) {
-	db, err := sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=ro&_pragma=query_only(1)&_pragma=busy_timeout(5000)")
+	db, err := openReadOnly(path)
 	if err != nil {
 		return nil, fmt.Errorf("open database %s: %w", path, err)
 	}
@@ -24,6 +24,11 @@ func OpenReadOnly(ctx context.Context, path string) (*DB, error) {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, mapError(err)), db.Close())
 	}
 	return &DB{db}, nil
+}
+
+// openReadOnly does not read anything yet.
+func openReadOnly(path string) (*sql.DB, error) {
+	return sql.Open("sqlite", "file:"+(&url.URL{Path: path}).EscapedPath()+"?mode=ro&_pragma=query_only(1)&_pragma=busy_timeout(5000)")
 }
 
 func sameSchema(ctx context.Context, db *sql.DB) error {

@@ -21,7 +21,7 @@ func (s *Service) Prune(ctx context.Context, caller uint32, req api.Prune) (api.
 		return out, err
 	}
 	count := space.NewCounter()
-	for _, item := range items {
+	for _, item := range items { // all of them first: what is removed changes others
 		p := api.PrunedItem{Kind: item.Kind, Name: item.Name}
 		for _, path := range item.Paths {
 			n, err := count.Bytes(path)
@@ -30,6 +30,10 @@ func (s *Service) Prune(ctx context.Context, caller uint32, req api.Prune) (api.
 			}
 			p.Size += n
 		}
+		out.Items = append(out.Items, p)
+	}
+	for i, item := range items {
+		p := &out.Items[i]
 		if !req.DryRun {
 			if err := item.Remove(ctx); err != nil {
 				p.Error = api.AsError(err)
@@ -38,7 +42,6 @@ func (s *Service) Prune(ctx context.Context, caller uint32, req api.Prune) (api.
 		if p.Error == nil {
 			out.Size += p.Size
 		}
-		out.Items = append(out.Items, p)
 	}
 	return out, nil
 }

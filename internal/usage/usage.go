@@ -16,6 +16,7 @@ import (
 	"banger/api"
 	"banger/internal/image"
 	"banger/internal/kernel"
+	"banger/internal/resource"
 	"banger/internal/space"
 )
 
@@ -70,6 +71,11 @@ func (s *Service) DiskUsage(ctx context.Context, caller uint32) (api.DiskUsage, 
 		return out, err
 	}
 	m := &measure{Counter: space.NewCounter(), stateDir: s.StateDir, out: &out}
+	if caller == rootUID { // first: some of it is in the directories of VMs and layers
+		if err := s.setAside(m); err != nil {
+			return out, err
+		}
+	}
 	err = errors.Join(s.images(ctx, caller, m, used), s.vms(ctx, caller, m), s.kernels(ctx, m, used))
 	if err == nil && caller == rootUID {
 		err = s.rest(ctx, m)
@@ -218,7 +224,35 @@ func (s *Service) kernels(ctx context.Context, m *measure, used users) error {
 	return nil
 }
 
-// rest measures what is root's alone.
+func (s *Service) setAside(m *measure) error {
+	items, err := s.lost()
+	if err == nil {
+		m.out.Lost, err = m.files(items)
+	}
+	return err
+}
+
+// files measures items that are one file or directory each.
+func (m *measure) files(items []space.Item) ([]api.FileUsage, error) {
+	all := []api.FileUsage{}
+	for _, item := range items {
+		info, err := os.Lstat(item.Paths[0])
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		var n int64
+		if err == nil {
+			n, err = m.take(item.Paths...)
+		}
+		if err != nil {
+			return all, err
+		}
+		all = append(all, api.FileUsage{Name: item.Name, Size: n, Changed: info.ModTime()})
+	}
+	return all, nil
+}
+
+// rest measures what else is root's alone.
 func (s *Service) rest(ctx context.Context, m *measure) error {
 	unused, err := s.Images.Unused(ctx)
 	if err != nil {
@@ -235,28 +269,8 @@ func (s *Service) rest(ctx context.Context, m *measure) error {
 	if err != nil {
 		return err
 	}
-	lost, err := s.lost()
-	if err != nil {
+	if m.out.Caches, err = m.files(caches); err != nil {
 		return err
-	}
-	for _, group := range []struct {
-		items []space.Item
-		into  *[]api.FileUsage
-	}{{caches, &m.out.Caches}, {lost, &m.out.Lost}} {
-		for _, item := range group.items {
-			info, err := os.Lstat(item.Paths[0])
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
-			var n int64
-			if err == nil {
-				n, err = m.take(item.Paths...)
-			}
-			if err != nil {
-				return err
-			}
-			*group.into = append(*group.into, api.FileUsage{Name: item.Name, Size: n, Changed: info.ModTime()})
-		}
 	}
 	m.out.Other, err = m.take(s.StateDir) // all that was not met before
 	return err
@@ -277,10 +291,14 @@ func (s *Service) caches() ([]space.Item, error) {
 
 // lost finds what was set aside.
 func (s *Service) lost() ([]space.Item, error) {
-	paths, err := filepath.Glob(filepath.Join(s.StateDir, "lost-*"))
+	paths, err := resource.Aside(s.StateDir)
 	var items []space.Item
 	for _, p := range paths {
-		items = append(items, space.Item{Kind: "lost", Name: filepath.Base(p), Paths: []string{p},
+		name, err := filepath.Rel(s.StateDir, p)
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, space.Item{Kind: "lost", Name: name, Paths: []string{p},
 			Remove: func(context.Context) error { return os.RemoveAll(p) }})
 	}
 	return items, err

@@ -169,6 +169,7 @@ func TestDiskUsageIsThatOfDu(t *testing.T) {
 	if err := os.Link(filepath.Join(i.state, "of-nobody"), filepath.Join(i.state, "vms/0123456789ab/link")); err != nil {
 		t.Fatal(err)
 	}
+	i.write(t, "vms/0123456789ab/vm.json.lost-20260101T000000", 9000)
 	u := i.usage(t, 0)
 	if du := i.du(t); u.Total != du {
 		t.Errorf("the total is %d, du says %d", u.Total, du)
@@ -195,7 +196,7 @@ func TestDiskUsageIsThatOfDu(t *testing.T) {
 	if sum != u.Total {
 		t.Errorf("the parts are %d, the total is %d", sum, u.Total)
 	}
-	if len(u.Caches) != 2 || len(u.Lost) != 1 || u.Lost[0].Size < 1<<20 || u.Available == 0 || u.Reserve != 1<<20 {
+	if len(u.Caches) != 2 || len(u.Lost) != 2 || u.Lost[0].Size < 1<<20 || u.Lost[1].Size < 9000 || u.Available == 0 || u.Reserve != 1<<20 {
 		t.Errorf("%+v", u)
 	}
 }
@@ -266,7 +267,8 @@ func TestPrune(t *testing.T) {
 			if !slices.Equal(got, tc.want) {
 				t.Errorf("removed %q, want %q", got, tc.want)
 			}
-			if freed := full - i.du(t, noDatabase); freed != done.Size {
+			// Second copies of what stays are written anew.
+			if freed := full - i.du(t, noDatabase); freed < done.Size-16<<10 || freed > done.Size {
 				t.Errorf("freed %d, by its own word %d", freed, done.Size)
 			}
 			if again, err := i.Prune(t.Context(), tc.caller, tc.req); err != nil || len(again.Items) != 0 {

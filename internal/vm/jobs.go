@@ -86,7 +86,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 		return booted{}, err
 	}
 	watch.lap("engine") // slow the first time
-	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now()}
+	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now(), Agent: s.agent}
 	runDir, cgroup := "vm/"+resource.RandomName(4), s.cgroups.Name(resource.RandomName(4))
 	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
 		return booted{}, err

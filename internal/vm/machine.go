@@ -23,16 +23,21 @@ type runSpec struct {
 	CPUs    int
 	Memory  int64 // bytes
 	Started time.Time
+	Agent   string // build of the agent; empty where an earlier version did not note it
 }
 
-// differs names what the record asks for and the next start will bring.
-func (r runSpec) differs(rec Record) []string {
+// differs names what the next start will bring: what the record asks for, and the agent
+// that this daemon has.
+func (r runSpec) differs(rec Record, agent string) []string {
 	var names []string
 	if r.CPUs != rec.CPUs {
 		names = append(names, "cpus")
 	}
 	if r.Memory != rec.Memory {
 		names = append(names, "memory")
+	}
+	if r.Agent != agent {
+		names = append(names, "agent")
 	}
 	return names
 }

@@ -46,6 +46,7 @@ type Config struct {
 	Room         space.Room // for the disks
 	StateDir     string
 	Installation string // the short id, which is in the names of what bears our tag
+	Agent        string // names the build of the agent that machines boot with
 	Defaults     api.CreateVM
 	Log          *slog.Logger
 }
@@ -69,6 +70,7 @@ type Service struct {
 	room         space.Room
 	stateDir     string
 	installation string
+	agent        string
 	defaults     api.CreateVM
 	log          *slog.Logger
 
@@ -89,7 +91,7 @@ func New(c Config) *Service {
 	s := &Service{
 		store: c.Store, assets: c.Assets, ledger: c.Ledger, dirs: c.Dirs, network: c.Network, runDirs: c.RunDirs, cgroups: c.Cgroups,
 		uppers: c.Uppers, works: c.Works, bases: c.Bases, cows: c.Cows, snapshots: c.Snapshots, filling: make(chan struct{}, 1), driver: c.Driver,
-		ops: c.Operations, room: c.Room, stateDir: c.StateDir, installation: c.Installation, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
+		ops: c.Operations, room: c.Room, stateDir: c.StateDir, agent: c.Agent, installation: c.Installation, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
 	}
 	s.capabilities = []capability{
 		&confinement{svc: s, uids: c.UIDs}, personality{}, workDisk{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
