@@ -69,7 +69,7 @@ type Error struct {
 // given to %w can be found again with errors.Is and errors.As.
 func Errorf(code Code, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
-	e := &Error{Code: code, Message: err.Error(), cause: errors.Unwrap(err)}
+	e := &Error{Code: code, Message: oneLine(err), cause: errors.Unwrap(err)}
 	if _, several := err.(interface{ Unwrap() []error }); several {
 		e.cause = err
 	}
@@ -105,12 +105,17 @@ func AsError(err error) *Error {
 	}
 	inner, ok := errors.AsType[*Error](err)
 	if !ok {
-		return &Error{Code: CodeInternal, Message: err.Error(), cause: err}
+		return &Error{Code: CodeInternal, Message: oneLine(err), cause: err}
 	}
 	if inner.Message == err.Error() {
 		return inner
 	}
-	return &Error{Code: inner.Code, Message: err.Error(), Hint: inner.Hint, Object: inner.Object, cause: err}
+	return &Error{Code: inner.Code, Message: oneLine(err), Hint: inner.Hint, Object: inner.Object, cause: err}
+}
+
+// oneLine is what several errors that were joined say.
+func oneLine(err error) string {
+	return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
 }
 
 // About says what err is about, such as `start VM "api"`, unless it says so itself.

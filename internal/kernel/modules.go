@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"banger/api"
 	"banger/internal/guest/wire"
@@ -215,7 +216,12 @@ func writeModulesDisk(ctx context.Context, disk *os.File, dir, release string) e
 	if err != nil {
 		return api.Errorf(api.CodeUnavailable, "index the kernel's modules: %w", err).WithHint("apt-get install kmod")
 	}
-	if out, err := exec.CommandContext(ctx, depmod, "-b", dir, release).CombinedOutput(); err != nil {
+	cmd := exec.CommandContext(ctx, depmod, "-b", dir, release)
+	cmd.Env = append(os.Environ(), "LC_ALL=C")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		if strings.Contains(strings.ToLower(string(out)), syscall.ENOSPC.Error()) { // it says so in words alone
+			return fmt.Errorf("index the kernel's modules: depmod: %w", syscall.ENOSPC)
+		}
 		return api.Errorf(api.CodeInvalid, "index the kernel's modules: depmod: %w: %s", err, oneLine(out))
 	}
 	pr, pw := io.Pipe()

@@ -10,25 +10,34 @@ import (
 
 // InsertResource implements resource.Store.
 func (db *DB) InsertResource(ctx context.Context, r resource.Ref) (int64, error) {
-	res, err := db.sql.ExecContext(ctx,
-		`INSERT INTO resource (id, owner, kind, name, spec, state, boot_id, run) VALUES (?,?,?,?,?,?,?,?)`,
-		r.ID, r.Owner, r.Kind, r.Name, string(r.Spec), r.State, r.BootID, r.Run)
-	if err != nil {
-		return 0, mapError(err)
-	}
-	return res.LastInsertId()
+	var seq int64
+	err := db.run(ctx, func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx,
+			`INSERT INTO resource (id, owner, kind, name, spec, state, boot_id, run) VALUES (?,?,?,?,?,?,?,?)`,
+			r.ID, r.Owner, r.Kind, r.Name, string(r.Spec), r.State, r.BootID, r.Run)
+		if err != nil {
+			return err
+		}
+		seq, err = res.LastInsertId()
+		return err
+	})
+	return seq, err
 }
 
 // UpdateResource implements resource.Store.
 func (db *DB) UpdateResource(ctx context.Context, r resource.Ref) error {
-	_, err := db.sql.ExecContext(ctx, `UPDATE resource SET state=?, run=?, error=? WHERE id=?`, r.State, r.Run, r.Error, r.ID)
-	return mapError(err)
+	return db.run(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE resource SET state=?, run=?, error=? WHERE id=?`, r.State, r.Run, r.Error, r.ID)
+		return err
+	})
 }
 
 // DeleteResource implements resource.Store.
 func (db *DB) DeleteResource(ctx context.Context, id string) error {
-	_, err := db.sql.ExecContext(ctx, `DELETE FROM resource WHERE id=?`, id)
-	return mapError(err)
+	return db.run(ctx, func(tx *sql.Tx) error {
+		_, err := tx.ExecContext(ctx, `DELETE FROM resource WHERE id=?`, id)
+		return err
+	})
 }
 
 // Resources implements resource.Store.

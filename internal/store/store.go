@@ -52,6 +52,9 @@ func Open(ctx context.Context, path string) (*DB, error) {
 	if err == nil {
 		err = (&DB{db}).read(ctx)
 	}
+	if err == nil {
+		err = reserve(ctx, db)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open database %s: %w", path, mapError(err)), db.Close())
 	}
@@ -95,9 +98,26 @@ func (db *DB) Close() error { return db.sql.Close() }
 // tx runs fn in a transaction that is committed if fn returns nil. What is what it
 // does, for failpoints.
 func (db *DB) tx(ctx context.Context, what string, fn func(*sql.Tx) error) error {
-	if err := failpoint.Pass("store", what); err != nil {
-		return err
+	err := failpoint.Pass("store", what)
+	if err == nil {
+		err = db.run(ctx, fn)
 	}
+	if err == nil {
+		failpoint.Reach("store", what+".committed")
+	}
+	return err
+}
+
+// run runs fn in a transaction, and once more where it found the disk full.
+func (db *DB) run(ctx context.Context, fn func(*sql.Tx) error) error {
+	err := db.try(ctx, fn)
+	if isFull(err) && restart(ctx, db.sql) == nil {
+		err = db.try(ctx, fn)
+	}
+	return err
+}
+
+func (db *DB) try(ctx context.Context, fn func(*sql.Tx) error) error {
 	tx, err := db.sql.BeginTx(ctx, nil)
 	if err != nil {
 		return mapError(err)
@@ -105,11 +125,7 @@ func (db *DB) tx(ctx context.Context, what string, fn func(*sql.Tx) error) error
 	if err := fn(tx); err != nil {
 		return errors.Join(mapError(err), rollback(tx))
 	}
-	if err := tx.Commit(); err != nil {
-		return mapError(err)
-	}
-	failpoint.Reach("store", what+".committed")
-	return nil
+	return mapError(tx.Commit())
 }
 
 // exec is tx for one statement.
@@ -134,7 +150,7 @@ func mapError(err error) error {
 		return err
 	}
 	switch code := se.Code(); {
-	case code&0xff == sqlite3.SQLITE_FULL, code == sqlite3.SQLITE_IOERR_SHMSIZE: // the latter: no room for the -shm file
+	case isFull(err):
 		return api.Errorf(api.CodeNoSpace, "write database: %w", err).WithHint("free space in the state directory")
 	case code&0xff == sqlite3.SQLITE_BUSY, code&0xff == sqlite3.SQLITE_LOCKED:
 		return api.Errorf(api.CodeUnavailable, "use database: another process has locked it: %w", err).

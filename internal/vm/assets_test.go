@@ -166,8 +166,14 @@ func newWholeWorld(t tester, seed string) *world {
 	t.Helper()
 	w := emptyWorld(t)
 	w.whole = true
-	if out, err := exec.Command("cp", "-a", "--sparse=always", filepath.Join(seed, "state")+"/.", w.state).CombinedOutput(); err != nil {
-		t.Fatalf("copy the seed: %v: %s", err, out)
-	}
+	w.sow(seed)
 	return w
+}
+
+// sow copies a seed into the state directory.
+func (w *world) sow(seed string) {
+	w.t.Helper()
+	if out, err := exec.Command("cp", "-a", "--sparse=always", filepath.Join(seed, "state")+"/.", w.state).CombinedOutput(); err != nil {
+		w.t.Fatalf("copy the seed: %v: %s", err, out)
+	}
 }

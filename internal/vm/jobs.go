@@ -178,7 +178,7 @@ func (s *Service) stop(ctx context.Context, rec Record, l *live, timeout time.Du
 			s.log.Warn("guest did not power off; killing it", "vm", rec.Name)
 		}
 	}
-	return nil, s.releaseRun(rec)
+	return nil, api.About(s.releaseRun(rec), "stop VM %q", rec.Name)
 }
 
 // destroy kills a VM, gives back all that it holds and forgets it.

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"slices"
 	"testing"
 
 	"banger/api"
@@ -33,6 +34,38 @@ func TestLifecycle(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestReachable finds that events lead from a new VM to the states of the drawing, each
+// of them, and to no other, and that a user's requests end every one with a deletion.
+func TestReachable(t *testing.T) {
+	reached := []api.VMState{api.VMStopped}
+	for i := 0; i < len(reached); i++ {
+		for _, ev := range events {
+			if to, err := next(reached[i], ev); err == nil && !slices.Contains(reached, to) {
+				reached = append(reached, to)
+			}
+		}
+	}
+	slices.Sort(reached)
+	if want := slices.Sorted(slices.Values(states)); !slices.Equal(reached, want) {
+		t.Errorf("reached %v, want %v", reached, want)
+	}
+	for _, state := range reached {
+		if to, err := next(state, evDestroy); state != api.VMDeleting && (err != nil || to != api.VMDeleting) {
+			t.Errorf("delete --force in %s: %s, %v", state, to, err)
+		}
+	}
+	// What is under way comes to an end of its own.
+	for from, ends := range map[api.VMState][]event{
+		api.VMStarting: {evStarted, evEnded}, api.VMStopping: {evEnded, evUnstop}, api.VMDeleting: {evUndelete},
+	} {
+		for _, ev := range ends {
+			if to, err := next(from, ev); err != nil || to != api.VMStopped && to != api.VMRunning {
+				t.Errorf("%s in %s: %s, %v", ev, from, to, err)
+			}
+		}
+	}
 }
 
 // TestRefusals says for each request of a user in which states it is taken.

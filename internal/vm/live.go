@@ -3,6 +3,7 @@ package vm
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"sync"
@@ -30,6 +31,7 @@ type live struct {
 	disks   []vmm.Disk // in the order of the machine
 	cgroup  string     // its directory
 	connect func(context.Context, vmm.Instance, Record) (*guest.Conn, wire.Health, error)
+	log     *slog.Logger
 	stop    context.CancelFunc
 	ended   chan struct{} // closed when keep has returned
 
@@ -79,7 +81,7 @@ func (s *Service) newLive(b booted, rec Record) *live {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &live{
 		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, steps: b.steps, disks: b.disks, cgroup: b.cgroup,
-		connect: s.connect, stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
+		connect: s.connect, log: s.log.With("vm", rec.Name), stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
 	}
 	if b.conn != nil {
 		l.set(b.conn, b.health.Version)
@@ -116,6 +118,7 @@ func (l *live) keep(ctx context.Context) {
 		case <-l.inst.Exited():
 			return
 		case <-time.After(time.Second):
+			l.log.Info("the agent does not answer; it is tried again", "err", err)
 		}
 	}
 }

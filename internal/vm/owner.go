@@ -211,7 +211,7 @@ func (o *owner) begin(cmd *command) *job {
 		case evStop:
 			j.live, j.err = o.svc.stop(ctx, rec, was, cmd.timeout)
 		case evKill, evDied:
-			j.err = o.svc.releaseRun(rec)
+			j.err = api.About(o.svc.releaseRun(rec), "end VM %q", rec.Name)
 		case evDelete, evDestroy:
 			j.err = o.svc.destroy(ctx, rec, was)
 		case evChange:
