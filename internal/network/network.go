@@ -71,11 +71,12 @@ type Network struct {
 	Config
 	plan plan
 
-	mu     sync.Mutex
-	base   *base             // nil while there is nothing on the host
-	guests map[string]*guest // by owner in the ledger
-	dns    *dnsServer        // nil while there is none, or its port is taken
-	copied string            // the base of which Copy tells
+	mu       sync.Mutex
+	base     *base             // nil while there is nothing on the host
+	guests   map[string]*guest // by owner in the ledger
+	adopting bool              // from the first Adopt on, until Settle
+	dns      *dnsServer        // nil while there is none, or its port is taken
+	copied   string            // the base of which Copy tells
 
 	directory atomic.Pointer[directory] // what the resolver answers from
 }
@@ -167,6 +168,12 @@ func (n *Network) Adopt(ctx context.Context, owner string, a Attachment) (tap st
 	}
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	if !n.adopting {
+		if err := n.load(ctx); err != nil {
+			return "", err
+		}
+		n.adopting = true
+	}
 	n.guests[owner] = &guest{Attachment: a, mac: mac, tap: tap}
 	return tap, nil
 }
@@ -190,6 +197,9 @@ func (n *Network) Detach(ctx context.Context, owner string) error {
 		return nil
 	}
 	delete(n.guests, owner)
+	if n.adopting {
+		return nil // others may be there that are not adopted yet
+	}
 	return n.settle(ctx)
 }
 
@@ -249,6 +259,7 @@ func (n *Network) Settle(ctx context.Context) error {
 	if err := n.load(ctx); err != nil {
 		return err
 	}
+	n.adopting = false
 	return n.settle(ctx)
 }
 

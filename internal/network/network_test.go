@@ -250,6 +250,27 @@ func TestNextDaemon(t *testing.T) {
 	}
 	stopServing(t, n)
 
+	// One that is given up at once takes nothing from those that come after it.
+	n, _ = w.daemon(w.db)
+	a.NAT = true
+	_, err = n.Adopt(t.Context(), "c", network.Attachment{IP: a.IP.Next(), MAC: a.MAC})
+	if err = errors.Join(err, n.Detach(t.Context(), "c")); err != nil {
+		t.Error(err)
+	}
+	if _, err := n.Adopt(t.Context(), "a", a); err != nil {
+		t.Error(err)
+	}
+	if _, err := n.Guest(a.IP); err != nil {
+		t.Errorf("before Settle: %v", err)
+	}
+	if err := n.Settle(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if _, err := n.Guest(a.IP); err != nil {
+		t.Error(err)
+	}
+	stopServing(t, n)
+
 	n, ledger = w.daemon(w.db)
 	err = errors.Join(ledger.Recover(t.Context(), func(owner string) bool { return owner == network.Owner }), n.Settle(t.Context()))
 	if left := w.left(); err != nil || len(left) > 0 {
