@@ -109,6 +109,21 @@ type PromoteVM struct {
 	Image string `json:"image" doc:"Name of the new image." match:"^[a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$"`
 }
 
+// PullImage asks for an image from a registry.
+type PullImage struct {
+	Ref  string        `json:"ref" doc:"What to pull, such as python:3, ghcr.io/owner/name:tag or name@sha256:... ." match:"^[!-~]{1,512}$"`
+	Arch string        `json:"arch,omitempty" doc:"Machine that the image is to be for, as Go calls it; that of the host where it is empty." match:"^[a-z0-9]{0,16}$"`
+	Auth *RegistryAuth `json:"auth,omitempty" doc:"Who the caller is to the registry. It is used for this pull and not kept."`
+}
+
+// RegistryAuth is how one logs in to a registry: by name and password, or by a token.
+type RegistryAuth struct {
+	Username      string `json:"username,omitempty" doc:"Name."`
+	Password      string `json:"password,omitempty" doc:"Password."`
+	IdentityToken string `json:"identity_token,omitempty" doc:"For which the registry gives access tokens."`
+	RegistryToken string `json:"registry_token,omitempty" doc:"An access token."`
+}
+
 // StopVM asks a VM to stop.
 type StopVM struct {
 	Timeout float64 `json:"timeout,omitempty" doc:"Seconds that the guest is given before it is killed; the default where it is 0." min:"0" max:"86400"`
@@ -163,6 +178,8 @@ type Image struct {
 	Layers  []Layer   `json:"layers" doc:"Its read-only disks, lowest first."`
 	Size    int64     `json:"size" doc:"Bytes that its layers take on the disk."`
 	Entries int64     `json:"entries" doc:"Number of files, directories and other entries in it."`
+	Source  string    `json:"source,omitempty" doc:"The repository that it was pulled from; empty for what was made here."`
+	Digest  string    `json:"digest,omitempty" doc:"Digest of the manifest that it came with, sha256:..., by which the registry knows it."`
 }
 
 // Layer is one read-only disk of an image.

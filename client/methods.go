@@ -120,6 +120,11 @@ func (c *Client) ImportImage(ctx context.Context, name string, r io.Reader) (api
 	return upload[api.Image](ctx, c, r, "images", name)
 }
 
+// PullImage gets an image from a registry. The result of the operation is its name.
+func (c *Client) PullImage(ctx context.Context, req api.PullImage) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"images", "pull"}}, req)
+}
+
 // RemoveImage removes an image that no VM uses.
 func (c *Client) RemoveImage(ctx context.Context, name string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: []string{"images", name}}, nil, nil)

@@ -16,6 +16,12 @@ export BANGER_STATE_DIR=$dir/state BANGER_RUN_DIR=$run/state BANGER_CONFIG=$dir/
 daemons=(state)
 finish() {
   for name in "${daemons[@]}"; do
+    if [ -d "$dir/state-$name.part" ]; then # it came to nothing; its VM would run on
+      export BANGER_STATE_DIR=$dir/state-$name.part
+      for vm in $(BANGER_RUN_DIR=$run/$name as_root "$banger" vm list --quiet 2>/dev/null </dev/null); do
+        BANGER_RUN_DIR=$run/$name as_root "$banger" vm delete --force "$vm" >/dev/null 2>&1 </dev/null || true
+      done
+    fi
     BANGER_RUN_DIR=$run/$name as_root "$banger" system stop >/dev/null 2>&1 || true
   done
   as_root rm -rf "$run"
@@ -65,7 +71,7 @@ variant systemd debian-systemd systemd-sysv,dbus,docker.io,iptables,apparmor,ope
 systemd=$!
 variant host debian-host \
   systemd-sysv,systemd-resolved,libnss-resolve,dbus,udev,kmod,qemu-system-x86,e2fsprogs,dmsetup,nftables,make \
-  --memory 4G --cpus 1 --root-size 20G --disk 40G -- systemctl mask --quiet \
+  --memory 4G --cpus 1 --root-size 20G --disk 40G -- systemctl --root=/ mask --quiet \
   apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer \
   getty@tty1.service systemd-update-utmp.service systemd-update-utmp-runlevel.service
 wait "$systemd"

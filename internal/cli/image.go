@@ -15,7 +15,7 @@ import (
 )
 
 var imageKind = kind[api.Image]{
-	none: "no images; banger image import makes one, or banger image bootstrap",
+	none: "no images; banger image pull gets one, banger image bootstrap makes one",
 	ref:  func(i api.Image) string { return i.Name },
 	columns: []column[api.Image]{
 		{"NAME", func(i api.Image) string { return i.Name }},
@@ -28,6 +28,8 @@ var imageKind = kind[api.Image]{
 		{"name", func(i api.Image) string { return i.Name }},
 		{"id", func(i api.Image) string { return i.ID }},
 		{"owner", func(i api.Image) string { return owner(i.Owner) }},
+		{"source", func(i api.Image) string { return i.Source }},
+		{"digest", func(i api.Image) string { return i.Digest }},
 		{"size", func(i api.Image) string { return size(i.Size) }},
 		{"entries", func(i api.Image) string { return str(i.Entries) }},
 		{"layers", func(i api.Image) string {
@@ -75,9 +77,10 @@ func imageCommands(d *deps) *cobra.Command {
 		d.withJSON(c)
 		d.withQuiet(c, "show no progress, and of the image the name only")
 	}
+	pull := d.pullCommand()
 	rm := remover(d, "Remove images that no VM uses", "banger image rm debian", d.client.RemoveImage)
 	rm.ValidArgsFunction = d.images
-	return group("image", "Make and remove the images of VMs", "banger image bootstrap debian", importing, boot,
+	return group("image", "Make and remove the images of VMs", "banger image pull python:3", pull, importing, boot,
 		list(d, imageKind, "List images", "banger image list", d.client.Images), shown, rm)
 }
 

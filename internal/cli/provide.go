@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"slices"
 	"strings"
 
 	"banger/api"
@@ -26,8 +25,14 @@ func (d *deps) provide(ctx context.Context, missing *api.Error) (string, error) 
 			return "image " + name, nil
 		}
 		return "image " + describeImage(i), err
-	case kind == "image" && slices.Contains(bootstrap.Names(), name) && bootstrap.Host() != "":
-		return "", missing.WithHint("this host can make %s: banger vm run --image %[1]s", bootstrap.Host())
+	case kind == "image" && name != "":
+		i, err := d.pullImage(ctx, name, "")
+		if err != nil {
+			e := *api.AsError(err)
+			e.Message = missing.Message + ", and " + e.Message
+			return "", &e
+		}
+		return "image " + describeImage(i), nil
 	}
 	return "", missing
 }

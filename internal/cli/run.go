@@ -171,6 +171,7 @@ func checkSpec(c *cobra.Command) error {
 
 // The ways to deal with what is missing.
 const (
+	pullAlways  = "always"
 	pullMissing = "missing"
 	pullNever   = "never"
 )
@@ -179,13 +180,13 @@ const (
 type provision struct{ pull string }
 
 func (p *provision) add(c *cobra.Command) {
-	c.Flags().StringVar(&p.pull, "pull", pullMissing, "`when` to get the kernel and the image: missing or never")
-	completeFlag(c, "pull", cobra.FixedCompletions([]string{pullMissing, pullNever}, cobra.ShellCompDirectiveNoFileComp))
+	c.Flags().StringVar(&p.pull, "pull", pullMissing, "`when` to get the kernel and the image: missing, never, or always look whether the registry has a newer image")
+	completeFlag(c, "pull", cobra.FixedCompletions([]string{pullAlways, pullMissing, pullNever}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 func (p *provision) check() error {
-	if p.pull != pullMissing && p.pull != pullNever {
-		return api.Errorf(api.CodeInvalid, "--pull %q: not a way to get what is missing", p.pull).WithHint("it is %s or %s", pullMissing, pullNever)
+	if p.pull != pullMissing && p.pull != pullNever && p.pull != pullAlways {
+		return api.Errorf(api.CodeInvalid, "--pull %q: not a way to get what is missing", p.pull).WithHint("it is %s, %s or %s", pullAlways, pullMissing, pullNever)
 	}
 	return nil
 }
@@ -193,6 +194,11 @@ func (p *provision) check() error {
 // create asks for a VM, and gets the kernel and the image for it if they are
 // missing and known where to get.
 func (d *deps) create(ctx context.Context, spec api.CreateVM, p provision) (api.VM, api.Operation, error) {
+	if p.pull == pullAlways {
+		if err := d.renew(ctx, spec.Image); err != nil {
+			return api.VM{}, api.Operation{}, err
+		}
+	}
 	for got := map[string]bool{}; ; {
 		asking, answered := outliving(ctx)
 		vm, op, err := d.client.CreateVM(asking, spec)

@@ -144,8 +144,10 @@ type Config struct {
 		Resolvers []netip.Addr   `toml:"resolvers"` // for guests' queries; the host's where it is empty
 	} `toml:"network"`
 	Image struct {
-		MaxSize    Size  `toml:"max_size"`
-		MaxEntries int64 `toml:"max_entries"`
+		MaxSize    Size                `toml:"max_size"`
+		MaxEntries int64               `toml:"max_entries"`
+		Mirrors    map[string][]string `toml:"mirrors"`  // by registry, such as docker.io: those to ask first
+		Insecure   []string            `toml:"insecure"` // registries that may be spoken to without TLS
 	} `toml:"image"`
 	Storage struct {
 		Reserve Reserve `toml:"reserve"` // what stays free of the state directory's file system

@@ -25,6 +25,7 @@ import (
 	"banger/internal/linux"
 	"banger/internal/network"
 	"banger/internal/operation"
+	"banger/internal/registry"
 	"banger/internal/resource"
 	"banger/internal/server"
 	"banger/internal/space"
@@ -88,7 +89,8 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		return err
 	}
 	room := space.Room{Dir: paths.State, Reserve: int64(cfg.Storage.Reserve)}
-	images := image.New(image.Config{Ledger: ledger, Dirs: host.dirs, Store: db, Room: room, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries})
+	images := image.New(image.Config{Ledger: ledger, Dirs: host.dirs, Store: db, Room: room, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries,
+		Registries: &registry.Client{Config: registry.Config{Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure}}})
 	kernels := kernel.New(kernel.Config{Ledger: ledger, Dirs: host.dirs, Store: db, Room: room, Agent: agent})
 	operations := operation.NewRegistry()
 	net := network.New(network.Config{

@@ -21,8 +21,8 @@ const (
 
 // Add makes an image of an artifact: each layer that is not here becomes a disk while
 // it arrives. Replace lets the name, if owner has an image of it, mean the new one. On
-// an error nothing is visible, and of what arrived only whole layers that others use
-// stay. Errors: invalid, naming layer and entry; no_space; already_exists; conflict.
+// an error nothing is visible; of what arrived whole layers stay, where Add was to
+// replace, until an image takes them or a sweep. Errors: invalid, naming layer and entry; no_space; already_exists; conflict.
 func (m *Manager) Add(ctx context.Context, owner uint32, name string, replace bool, art Artifact, report api.Reporter) (Image, error) {
 	if !validName.MatchString(name) {
 		return Image{}, badName(name)
@@ -55,7 +55,7 @@ func (m *Manager) add(ctx context.Context, owner uint32, name string, replace bo
 		m.mu.Unlock()
 	}
 	unpin()
-	if err != nil || replace {
+	if err == nil || !replace { // a pull that broke off goes on another time with what is whole
 		err = errors.Join(err, m.sweep(context.WithoutCancel(ctx)))
 	}
 	return img, err
@@ -236,7 +236,7 @@ func (b *builder) layer(ctx context.Context, i int) (Layer, error) {
 		b.waits.Go(func() { b.receive(ctx, i, 0) })
 	}
 	f := b.fetches[i]
-	layer := Layer{Digest: b.chains[i], DiffID: b.diffs[i], Dir: f.dir}
+	layer := Layer{Digest: b.chains[i], DiffID: b.diffs[i], Blob: b.art.Layers[i].Digest, Dir: f.dir}
 	if err := b.make(ctx, i, f, &layer); err != nil {
 		return Layer{}, err
 	}
@@ -302,7 +302,8 @@ func (b *builder) mergeTo(n int) error {
 func (b *builder) archive(i int) (io.ReadCloser, error) { return b.m.openArchive(b.layers[i]) }
 
 // entitled sees to it that the owner has a layer that exists: it is of an image that
-// the owner may use, or the blob arrives here once more to show it.
+// the owner may use, or who has the blob that it was made of would give it, or the blob
+// arrives here once more to show it.
 func (b *builder) entitled(ctx context.Context, i int, layer Layer) error {
 	mine, err := b.m.List(ctx, b.owner)
 	if err != nil {
@@ -312,6 +313,9 @@ func (b *builder) entitled(ctx context.Context, i int, layer Layer) error {
 		if slices.ContainsFunc(img.Layers, func(l Layer) bool { return l.Digest == layer.Digest }) {
 			return nil
 		}
+	}
+	if blob := b.art.Layers[i]; blob.Offered != nil && blob.Digest == layer.Blob {
+		return blob.Offered(ctx)
 	}
 	return prove(ctx, b.art.Layers[i], b.diffs[i], b.m.MaxSize+maxOverhead)
 }

@@ -33,6 +33,9 @@ type Blob struct {
 	Size   int64  // bytes; -1 where it is not known
 	// Open begins to read it. What it delivers is compared with the digest here.
 	Open func(context.Context) (io.ReadCloser, error)
+	// Offered tells whether who has it would give it to the caller; nil where only its
+	// content tells.
+	Offered func(context.Context) error
 }
 
 // imageConfig is what is used of the config of an OCI image; see the OCI Image

@@ -17,6 +17,7 @@ import (
 
 	"banger/api"
 	"banger/internal/linux"
+	"banger/internal/registry"
 	"banger/internal/resource"
 	"banger/internal/space"
 )
@@ -33,6 +34,7 @@ const (
 type Layer struct {
 	Digest  string // sha256:..., of the layer upon all those below it: its chain id
 	DiffID  string // sha256:..., of the uncompressed tar; "" for a disk made of several
+	Blob    string // sha256:..., of the archive as a registry has it; "" where it came from none
 	Dir     string // its name in the ledger, layers/<rand>
 	Size    int64  // bytes on the disk
 	Entries int64
@@ -79,6 +81,7 @@ type Config struct {
 	Room       space.Room
 	MaxSize    int64 // bytes of content in an archive; 20 GiB where it is 0
 	MaxEntries int64 // entries of an archive; 2,000,000 where it is 0
+	Registries *registry.Client
 }
 
 // Manager imports, lists and removes images. It is safe for concurrent use.
@@ -102,13 +105,18 @@ func New(c Config) *Manager {
 	if c.MaxSize == 0 {
 		c.MaxSize = defaultMaxSize
 	}
+	if c.Registries == nil {
+		c.Registries = &registry.Client{}
+	}
 	if c.MaxEntries == 0 {
 		c.MaxEntries = defaultMaxEntries
 	}
 	return &Manager{Config: c, busy: map[key]bool{}, claims: map[string]chan struct{}{}, pins: map[string]int{}}
 }
 
-var validName = regexp.MustCompile(`^[a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$`)
+// validName is the name of an image: words with slashes, a registry with a port
+// before them where there is one, and a tag or a digest.
+var validName = regexp.MustCompile(`^([a-z0-9][a-z0-9.-]{0,250}:[0-9]{1,5}/)?[a-z0-9][a-z0-9._/-]{0,127}(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}|@sha256:[0-9a-f]{64})?$`)
 
 // List returns the images that caller may use: root all, others theirs and root's.
 func (m *Manager) List(ctx context.Context, caller uint32) ([]Image, error) {
@@ -130,6 +138,12 @@ func (m *Manager) Get(ctx context.Context, caller uint32, name string) (Image, e
 		return Image{}, err
 	}
 	plain, of, explicit := strings.Cut(name, "@")
+	if strings.HasPrefix(of, "sha256:") {
+		plain, explicit = name, false
+	}
+	if short, err := registry.Familiar(plain); err == nil && !slices.ContainsFunc(all, func(i Image) bool { return i.Name == plain }) {
+		plain = short
+	}
 	named := slices.DeleteFunc(all, func(i Image) bool { return i.Name != plain || explicit && fmt.Sprint(i.Owner) != of })
 	for _, owner := range []uint32{caller, rootUID} {
 		if at := slices.IndexFunc(named, func(i Image) bool { return i.Owner == owner }); at >= 0 {

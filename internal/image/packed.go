@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +14,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -23,6 +21,7 @@ import (
 
 	"banger/api"
 	"banger/internal/intake"
+	"banger/internal/registry"
 	"banger/internal/resource"
 )
 
@@ -30,7 +29,6 @@ import (
 const (
 	maxPackedFiles = 10_000
 	maxManifest    = 4 << 20 // bytes of a JSON document
-	maxIndexes     = 4       // within each other
 )
 
 // packedNames are the names with which such archives begin: those of an OCI Image
@@ -226,7 +224,7 @@ func (p *packed) layout() (Artifact, error) {
 	if err != nil {
 		return Artifact{}, err
 	}
-	art := Artifact{Config: config, Manifest: h.String(), Source: "archive"}
+	art := Artifact{Config: config, Manifest: h.String()}
 	for _, l := range manifest.Layers {
 		file, err := p.file(blobName(l.Digest))
 		if err != nil {
@@ -239,52 +237,21 @@ func (p *packed) layout() (Artifact, error) {
 
 // choose follows indexes to the one manifest for this host.
 func choose(index []byte, blob func(v1.Hash) ([]byte, error)) (v1.Hash, error) {
-	for range maxIndexes {
-		parsed, err := v1.ParseIndexManifest(bytes.NewReader(index))
-		if err != nil {
-			return v1.Hash{}, api.Errorf(api.CodeInvalid, "index of images: %w", err)
-		}
-		chosen, err := forHost(parsed.Manifests)
+	for range registry.MaxIndexes {
+		h, err := registry.Choose(index, runtime.GOARCH)
 		if err != nil {
 			return v1.Hash{}, err
 		}
-		if !chosen.MediaType.IsIndex() {
-			return chosen.Digest, nil
-		}
-		if index, err = blob(chosen.Digest); err != nil {
+		data, err := blob(h)
+		if err != nil {
 			return v1.Hash{}, err
 		}
-	}
-	return v1.Hash{}, api.Errorf(api.CodeInvalid, "indexes of images within each other, more than %d deep", maxIndexes)
-}
-
-// forHost is the one of several manifests that is for this machine.
-func forHost(all []v1.Descriptor) (v1.Descriptor, error) {
-	var fit []v1.Descriptor
-	var names []string
-	for _, d := range all {
-		p := d.Platform
-		attests := p != nil && p.OS == "unknown" || d.Annotations["vnd.docker.reference.type"] != ""
-		image := d.MediaType.IsIndex() || d.MediaType.IsImage() || d.MediaType == ""
-		if !image || attests {
-			continue
+		if parsed, err := v1.ParseIndexManifest(bytes.NewReader(data)); err != nil || !parsed.MediaType.IsIndex() {
+			return h, nil
 		}
-		names = append(names, cmp.Or(d.Annotations["org.opencontainers.image.ref.name"], d.Digest.String()))
-		if p == nil || p.Architecture == "" || p.OS == "linux" && p.Architecture == runtime.GOARCH {
-			fit = append(fit, d)
-		}
+		index = data
 	}
-	fit = slices.CompactFunc(fit, func(a, b v1.Descriptor) bool { return a.Digest == b.Digest })
-	switch {
-	case len(fit) == 1:
-		return fit[0], nil
-	case len(names) == 0:
-		return v1.Descriptor{}, api.Errorf(api.CodeInvalid, "there is no image in it")
-	case len(fit) == 0:
-		return v1.Descriptor{}, api.Errorf(api.CodeUnsupported, "the image is not for linux/%s", runtime.GOARCH).WithHint("ask for one of this platform")
-	}
-	return v1.Descriptor{}, api.Errorf(api.CodeInvalid, "there are %d images in it: %s", len(fit), quote(strings.Join(names, ", "))).
-		WithHint("save one image at a time")
+	return v1.Hash{}, api.Errorf(api.CodeInvalid, "indexes of images within each other, more than %d deep", registry.MaxIndexes)
 }
 
 // saved reads what docker save of its time and podman save make.
@@ -313,7 +280,7 @@ func (p *packed) saved() (Artifact, error) {
 	if err != nil {
 		return Artifact{}, err
 	}
-	art := Artifact{Config: config, Source: "archive"}
+	art := Artifact{Config: config}
 	for _, name := range images[0].Layers {
 		file, err := p.file(name)
 		if err != nil {

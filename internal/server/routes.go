@@ -224,6 +224,15 @@ func (s *server) imageRoutes(routes huma.API) {
 			i, err := s.Images.Get(ctx, caller, in.Name)
 			return imageOut(i), err
 		})
+	route(s, routes, spec{"POST /images/pull", http.StatusAccepted, "pull-image", "Get an image from a registry.",
+		"The image is the caller's, under the name by which it was asked for; an image that had the name loses it. The result of the operation is that name.", nil},
+		func(_ context.Context, caller uint32, in *struct{ Body api.PullImage }) (operationBody, error) {
+			op := s.Operations.Make(caller, "image.pull", in.Body.Ref, func(ctx context.Context, report api.Reporter) (string, error) {
+				i, err := s.Images.Pull(ctx, caller, in.Body, report)
+				return i.Name, err
+			})
+			return operationBody{op}, nil
+		})
 	routeEmpty(s, routes, spec{"DELETE /images/{name}", http.StatusNoContent, "remove-image", "Remove an image that no VM uses.",
 		"Layers that no other image has are removed with it.", []api.Code{api.CodeNotFound, api.CodeConflict}},
 		func(ctx context.Context, caller uint32, in *nameInput) error {
@@ -274,10 +283,13 @@ func each[A, B any](convert func(A) B) func([]A, error) ([]B, error) {
 }
 
 func imageOut(i image.Image) api.Image {
-	out := api.Image{ID: i.ID, Name: i.Name, Owner: i.Owner, Created: i.Created, Entries: i.Entries, Layers: []api.Layer{}}
+	out := api.Image{ID: i.ID, Name: i.Name, Owner: i.Owner, Created: i.Created, Entries: i.Entries, Source: i.Source, Digest: i.Manifest, Layers: []api.Layer{}}
 	for _, l := range i.Layers {
 		out.Layers = append(out.Layers, api.Layer{Digest: l.Digest, Size: l.Size})
 		out.Size += l.Size
+	}
+	if i.Tail != nil {
+		out.Size += i.Tail.Size
 	}
 	return out
 }

@@ -77,7 +77,7 @@ func untag(ctx context.Context, tx *sql.Tx, owner uint32, name string) error {
 // Images implements image.Store.
 func (db *DB) Images(ctx context.Context) ([]image.Image, error) {
 	rows, err := db.sql.QueryContext(ctx, `SELECT i.owner, i.name, i.id, i.created, i.entries, i.config, i.manifest, i.source,
-		il.role, l.digest, l.diff_id, l.dir, l.size, l.entries
+		il.role, l.digest, l.diff_id, l.blob, l.dir, l.size, l.entries
 		FROM image i JOIN image_layer il ON il.owner = i.owner AND il.name = i.name JOIN layer l ON l.digest = il.digest
 		ORDER BY i.created, i.owner, i.name, il.position`)
 	parts, err := collect(rows, err, func(rows *sql.Rows, i *image.Image) error {
@@ -85,7 +85,7 @@ func (db *DB) Images(ctx context.Context) ([]image.Image, error) {
 		var role string
 		var l image.Layer
 		err := rows.Scan(&i.Owner, &i.Name, &i.ID, &created, &i.Entries, &i.Config, &i.Manifest, &i.Source,
-			&role, &l.Digest, &l.DiffID, &l.Dir, &l.Size, &l.Entries)
+			&role, &l.Digest, &l.DiffID, &l.Blob, &l.Dir, &l.Size, &l.Entries)
 		i.Created = time.Unix(0, created)
 		if role == roleTail {
 			i.Tail = &l
@@ -173,8 +173,8 @@ func (db *DB) InsertLayer(ctx context.Context, l image.Layer) error {
 }
 
 func insertLayer(ctx context.Context, tx *sql.Tx, l image.Layer) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO layer (`+layerColumns+`) VALUES (?,?,?,?,?) ON CONFLICT (digest) DO NOTHING`,
-		l.Digest, l.DiffID, l.Dir, l.Size, l.Entries)
+	_, err := tx.ExecContext(ctx, `INSERT INTO layer (`+layerColumns+`) VALUES (?,?,?,?,?,?) ON CONFLICT (digest) DO NOTHING`,
+		l.Digest, l.DiffID, l.Blob, l.Dir, l.Size, l.Entries)
 	return err
 }
 
@@ -183,10 +183,10 @@ func (db *DB) ResizeLayer(ctx context.Context, digest string, size int64) error 
 	return db.exec(ctx, "layer.resize", `UPDATE layer SET size = ? WHERE digest = ?`, size, digest)
 }
 
-const layerColumns = `digest, diff_id, dir, size, entries`
+const layerColumns = `digest, diff_id, blob, dir, size, entries`
 
 func scanLayer(rows *sql.Rows, l *image.Layer) error {
-	return rows.Scan(&l.Digest, &l.DiffID, &l.Dir, &l.Size, &l.Entries)
+	return rows.Scan(&l.Digest, &l.DiffID, &l.Blob, &l.Dir, &l.Size, &l.Entries)
 }
 
 func scanString(rows *sql.Rows, s *string) error { return rows.Scan(s) }

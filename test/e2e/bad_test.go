@@ -74,7 +74,7 @@ func TestBadInput(t *testing.T) {
 	h := hosttest.NewSeeded(t)
 	h.Must(t, "vm", "create", "--name", "taken")
 	for _, test := range []refused{
-		{name: "unknown image", args: []string{"vm", "run", "--image", "nowhere", "--", "true"},
+		{name: "unknown image", args: []string{"vm", "run", "--pull", "never", "--image", "nowhere", "--", "true"},
 			exit: exitNotFound, error: "nowhere", hint: "banger image"},
 		{name: "name in use", args: []string{"vm", "create", "--name", "taken"},
 			exit: exitExists, error: "taken", hint: "."},

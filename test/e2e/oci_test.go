@@ -5,16 +5,25 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
+	"banger/api"
 	"banger/internal/hosttest"
 )
 
@@ -42,10 +51,36 @@ func layerOf(t *testing.T, program []byte, names ...string) []byte {
 	return b.Bytes()
 }
 
+// private is a registry on loopback that lets in ann alone, and what her docker login
+// leaves.
+func private(t *testing.T, img v1.Image) (ref string, login []byte) {
+	t.Helper()
+	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if user, password, _ := r.BasicAuth(); user != "ann" || password != "secret" {
+			w.Header().Set("WWW-Authenticate", `Basic realm="here"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		h.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	host := strings.TrimPrefix(s.URL, "http://")
+	parsed, err := name.ParseReference(host + "/team/deep:1")
+	if err == nil {
+		err = remote.Write(parsed, img, remote.WithAuth(&authn.Basic{Username: "ann", Password: "secret"}))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parsed.String(), fmt.Appendf(nil, `{"auths":{%q:{"auth":"YW5uOnNlY3JldA=="}}}`, host)
+}
+
 // TestLayersInAVM boots an image of more layers than a VM has disks for, saved as by
-// docker save, whose layers add, replace and remove.
+// docker save and pulled from a registry, whose layers add, replace and remove.
 func TestLayersInAVM(t *testing.T) {
-	h := hosttest.NewSeeded(t)
+	config := t.TempDir()
+	h := hosttest.NewSeeded(t, "DOCKER_CONFIG="+config)
 	program, err := os.ReadFile(h.Command(t.Context()).Path)
 	if err != nil {
 		t.Fatal(err)
@@ -77,7 +112,17 @@ func TestLayersInAVM(t *testing.T) {
 	if r := h.Pipe(t, saved.String(), "image", "import", "deep", "-"); r.Exit != 0 {
 		t.Fatal(r.Stderr)
 	}
-	h.Must(t, "vm", "run", "--name", "deep", "--image", "deep", "--", "banger", "--version")
+	pulled, login := private(t, img)
+	if r := h.Banger(t, "vm", "run", "--rm", "--image", pulled, "--", "banger", "--version"); r.Exit != api.CodePermissionDenied.ExitStatus() || !strings.Contains(r.Stderr, "docker login") {
+		t.Errorf("without a login: exit status %d\n%s", r.Exit, r.Stderr)
+	}
+	if err := os.WriteFile(filepath.Join(config, "config.json"), login, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.Must(t, "image", "pull", "--quiet", pulled); got != pulled {
+		t.Errorf("pulled %q, want %s", got, pulled)
+	}
+	h.Must(t, "vm", "run", "--name", "deep", "--pull", "always", "--image", pulled, "--", "banger", "--version")
 	in := tar.NewReader(strings.NewReader(h.Must(t, "vm", "cp", "deep:/data", "-")))
 	var got []string
 	for {
@@ -96,6 +141,6 @@ func TestLayersInAVM(t *testing.T) {
 		t.Errorf("in the VM: %q, want %q", got, want)
 	}
 	h.Must(t, "vm", "delete", "--force", "deep")
-	h.Must(t, "image", "rm", "deep")
+	h.Must(t, "image", "rm", "deep", pulled)
 	nothingLeft(t, h)
 }
