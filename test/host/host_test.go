@@ -28,6 +28,9 @@ var kernelTests = []struct {
 // TestHost boots the host in a VM once, for everything.
 func TestHost(t *testing.T) {
 	files := map[string]string{}
+	if all {
+		files = snapshotFiles()
+	}
 	for _, k := range kernelTests {
 		if all || !k.all {
 			files["tests/"+filepath.Base(k.pkg)] = hosttest.BuildTests(t, k.pkg)
@@ -40,6 +43,9 @@ func TestHost(t *testing.T) {
 				v.RunTests(t, "/root/tests/"+filepath.Base(k.pkg), k.run, "BANGER_TEST_DM=1")
 			})
 		}
+	}
+	if all { // VMs in a VM without hardware virtualization take their time
+		t.Run("root disk dm-snapshot", func(t *testing.T) { snapshots(t, v) })
 	}
 	t.Run("reboot", func(t *testing.T) { reboot(t, v) })
 }
