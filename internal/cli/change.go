@@ -31,8 +31,10 @@ func changeCommands(d *deps) []*cobra.Command {
 	d.withQuiet(rename, "do not print the new name")
 	promote := command(d, "promote VM IMAGE", "Make an image of a stopped VM's root", "banger vm promote api my-base", cobra.ExactArgs(2),
 		func(ctx context.Context, args []string) error {
-			op, err := d.client.PromoteVM(ctx, args[0], args[1])
-			if _, err := d.operate(ctx, op, err); err != nil {
+			asking, answered := outliving(ctx)
+			op, err := d.client.PromoteVM(asking, args[0], args[1])
+			answered()
+			if _, err := d.operateLong(ctx, op, err); err != nil {
 				return err
 			}
 			image, err := d.client.Image(context.WithoutCancel(ctx), args[1])

@@ -202,12 +202,22 @@ func owner(uid uint32) string {
 // shortID is the beginning of a digest or id.
 func shortID(id string) string { return id[:min(19, len(id))] }
 
-// operate runs an operation to its end and shows its progress.
+// operate runs an operation to its end and shows its progress, on a terminal.
 func (d *deps) operate(ctx context.Context, op api.Operation, err error) (api.Operation, error) {
+	return d.progressOf(ctx, op, err, false)
+}
+
+// operateLong is operate for what is long by nature: elsewhere than on a terminal its
+// progress is plain lines.
+func (d *deps) operateLong(ctx context.Context, op api.Operation, err error) (api.Operation, error) {
+	return d.progressOf(ctx, op, err, true)
+}
+
+func (d *deps) progressOf(ctx context.Context, op api.Operation, err error, long bool) (api.Operation, error) {
 	if err != nil {
 		return api.Operation{}, err
 	}
-	line := newProgress(d, false)
+	line := newProgress(d, long)
 	defer line.clear()
 	return d.wait(ctx, op, line.report)
 }

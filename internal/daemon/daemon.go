@@ -243,6 +243,10 @@ func (a assets) Base(ctx context.Context, id string) (vm.Base, error) {
 	return vm.Base(b), err
 }
 
+func (a assets) ImageFree(ctx context.Context, uid uint32, name string) error {
+	return a.images.Free(ctx, uid, name)
+}
+
 func (a assets) Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error {
 	_, err := a.images.Import(ctx, uid, name, tar, report)
 	return err

@@ -77,6 +77,19 @@ func badName(name string) error {
 		WithHint("a name is 1 to 128 of a-z, 0-9, '.', '_', '/' and '-', starting with a letter or digit, with :tag where wanted")
 }
 
+// Free says why Import would refuse a name, if so: invalid, already_exists, conflict.
+func (m *Manager) Free(ctx context.Context, owner uint32, name string) error {
+	if !validName.MatchString(name) {
+		return badName(name)
+	}
+	done, err := m.reserve(ctx, owner, name, false)
+	if err != nil {
+		return importError(name, err)
+	}
+	done()
+	return nil
+}
+
 // reserve sees that no other import of the same owner makes an image of that name,
 // before anything is read.
 func (m *Manager) reserve(ctx context.Context, owner uint32, name string, replace bool) (done func(), err error) {

@@ -50,6 +50,8 @@ func (a noAssets) Base(context.Context, string) (vm.Base, error) {
 	return base, errors.Join(a.lacking, err)
 }
 
+func (noAssets) ImageFree(context.Context, uint32, string) error { return nil }
+
 func (noAssets) Import(_ context.Context, _ uint32, _ string, tar io.Reader, _ api.Reporter) error {
 	text, err := io.ReadAll(io.LimitReader(tar, 1<<20))
 	if err == nil && len(text) == 0 {
@@ -82,6 +84,10 @@ func (a realAssets) Disks(ctx context.Context, id string) ([]string, error) {
 func (a realAssets) Base(ctx context.Context, id string) (vm.Base, error) {
 	b, err := a.images.Base(ctx, id)
 	return vm.Base(b), err
+}
+
+func (a realAssets) ImageFree(ctx context.Context, uid uint32, name string) error {
+	return a.images.Free(ctx, uid, name)
 }
 
 func (a realAssets) Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error {

@@ -193,6 +193,9 @@ func (s *Service) Promote(_ context.Context, caller uint32, ref, image string) (
 			if l != nil {
 				return rec, api.Errorf(api.CodeConflict, "promote VM %q: it runs", rec.Name).WithHint("banger vm stop %s", rec.Name)
 			}
+			if err := s.assets.ImageFree(ctx, caller, image); err != nil { // soon, not after a boot
+				return rec, err
+			}
 			return rec, s.promote(ctx, rec, caller, image, report)
 		}, report)
 	})

@@ -5,13 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"net/url"
 	"time"
 
 	"banger/api"
-	"banger/internal/guest"
 )
 
 // readMemory is what a machine that only reads a root is given, in bytes.
@@ -45,7 +41,8 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 		return fmt.Errorf("read its root: %w", err)
 	}
 	defer func() { b.conn.Close(); err = errors.Join(err, b.inst.Close()) }()
-	tar, err := readRoot(ctx, b.conn)
+	// What is mounted in the root is not of it. What comes is for the importer to check.
+	tar, err := b.conn.ReadFiles(ctx, api.ReadFiles{Path: "/", OneFileSystem: true})
 	if err != nil {
 		return fmt.Errorf("read its root: %w", err)
 	}
@@ -58,22 +55,4 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 func reader(rec Record) Record {
 	rec.CPUs, rec.Memory, rec.DiskSize, rec.Network, rec.Init, rec.HostKey = 1, readMemory, 0, api.NetworkNone, false, ""
 	return rec
-}
-
-// readRoot has an agent send its root, without what is mounted in it, as a tar
-// archive. What the guest sends is for the importer to check.
-func readRoot(ctx context.Context, conn *guest.Conn) (io.ReadCloser, error) {
-	query := url.Values{"path": {"/"}, "one_file_system": {"true"}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://agent/files?"+query.Encode(), nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := conn.Transport().RoundTrip(req)
-	if err != nil {
-		return nil, api.Errorf(api.CodeGuest, "ask agent for its files: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, errors.Join(api.Errorf(api.CodeGuest, "ask agent for its files: it answers %s", resp.Status), resp.Body.Close())
-	}
-	return resp.Body, nil
 }

@@ -87,6 +87,8 @@ type Assets interface {
 	// Base says where the content of the image called id is, or is to be, as one file
 	// system that can be written to.
 	Base(ctx context.Context, id string) (Base, error)
+	// ImageFree says why the user uid could make no image of a name, if so.
+	ImageFree(ctx context.Context, uid uint32, name string) error
 	// Import makes an image of the user uid from a tar archive.
 	Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error
 	// Kernel resolves the name of a kernel; the default for an empty one.

@@ -1,0 +1,185 @@
+package bench
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/coder/websocket"
+
+	"banger/api"
+	"banger/internal/guest"
+	"banger/internal/guest/wire"
+	"banger/internal/linux"
+	"banger/internal/resource"
+)
+
+// byHand is a VMM's command line, to be run without banger.
+type byHand struct {
+	args   []string
+	disks  map[string]string // argument that names a writable disk, the disk
+	fresh  map[string]string // disk, the file system from which it was made
+	secret string
+}
+
+// newByHand takes the command line of a running VMM whose disks began as the file
+// systems in the directory templates.
+func newByHand(b *testing.B, pid int, templates string) *byHand {
+	b.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	h := &byHand{args: strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00"), disks: map[string]string{}, fresh: map[string]string{}}
+	for _, arg := range h.args {
+		if _, path, ok := strings.Cut(arg, ",file="); ok && !strings.Contains(arg, "read-only=on") {
+			disk, _, _ := strings.Cut(path, ",")
+			kind, _, _ := strings.Cut(filepath.Base(disk), "-")
+			fresh, err := filepath.Glob(filepath.Join(templates, kind+"-*.ext4"))
+			if err != nil || len(fresh) != 1 {
+				b.Fatalf("templates of %s: %q, %v", disk, fresh, err)
+			}
+			h.disks[arg], h.fresh[disk] = disk, fresh[0]
+		}
+		if boot, err := wire.ParseBoot(arg); err == nil {
+			h.secret = boot.Sync
+		}
+	}
+	if h.secret == "" || len(h.disks) == 0 {
+		b.Fatalf("no secret or no disks in %q", h.args)
+	}
+	return h
+}
+
+// handMachine is a machine that runs without banger.
+type handMachine struct {
+	dir      string // of its sockets and disks
+	prepared time.Duration
+	cmd      *exec.Cmd
+	conn     *guest.Conn
+}
+
+// boot starts a machine, with more options for the VMM, and returns when its agent
+// answers. Before, it makes copies of the disks: prepared is how long that took.
+func (h *byHand) boot(b *testing.B, options ...string) *handMachine {
+	b.Helper()
+	began := time.Now()
+	m := &handMachine{dir: b.TempDir()}
+	args := append(slices.Clone(h.args), options...)
+	for i, arg := range args {
+		if disk, ok := h.disks[arg]; ok {
+			own := filepath.Join(m.dir, filepath.Base(disk))
+			if err := linux.CopySparse(own, h.fresh[disk]); err != nil {
+				b.Fatal(err)
+			}
+			args[i] = strings.Replace(arg, disk, own, 1)
+		}
+		if before, path, ok := strings.Cut(arg, "path="); ok && strings.HasPrefix(arg, "file,id=console") {
+			args[i] = before + "path=" + filepath.Join(m.dir, filepath.Base(path))
+		}
+	}
+	m.cmd = exec.Command(args[0], args[1:]...)
+	m.cmd.Dir = m.dir
+	m.cmd.Stderr = os.Stderr
+	m.cmd.ExtraFiles = []*os.File{openTap(b)}              // its network card is as the model's, with nothing at its other end
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the same share of the CPUs as a daemon's child
+	m.prepared = time.Since(began)
+	if err := m.cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(m.kill)
+	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	defer cancel()
+	conn, err := guest.Connect(ctx, guest.Serial, func(ctx context.Context) (net.Conn, error) { return m.dial(ctx, "agent.sock") }, h.secret)
+	if err != nil {
+		b.Fatal(err)
+	}
+	m.conn = conn
+	return m
+}
+
+// dial connects with a socket of the VMM's, as soon as that is there.
+func (m *handMachine) dial(ctx context.Context, socket string) (net.Conn, error) {
+	for {
+		conn, err := linux.DialUnix(ctx, filepath.Join(m.dir, socket))
+		if err == nil || ctx.Err() != nil {
+			return conn, err
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// kill ends the machine; it may have ended.
+func (m *handMachine) kill() {
+	if m.conn != nil {
+		m.conn.Close()
+	}
+	_ = m.cmd.Process.Kill()
+	_ = m.cmd.Wait()
+}
+
+// openTap makes a tap, which goes when the benchmark ends.
+func openTap(b *testing.B) *os.File {
+	b.Helper()
+	name := "hand" + resource.RandomName(4)
+	if err := errors.Join(linux.AddTap(name), linux.SetLinkUp(name)); err != nil {
+		b.Fatal(err)
+	}
+	tap, err := linux.OpenTap(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = errors.Join(tap.Close(), linux.DeleteLink(name)) })
+	return tap
+}
+
+// exec runs a command in the machine, which has to succeed.
+func (m *handMachine) exec(b *testing.B, command ...string) {
+	b.Helper()
+	if err := m.run(b.Context(), command); err != nil {
+		b.Errorf("%q: %v", command, err)
+	}
+}
+
+func (m *handMachine) run(ctx context.Context, command []string) error {
+	ws, _, err := websocket.Dial(ctx, "http://agent/exec", &websocket.DialOptions{HTTPClient: &http.Client{Transport: m.conn.Transport()}})
+	if err != nil {
+		return err
+	}
+	defer func() { _ = ws.CloseNow() }()
+	open := api.ExecOpen{ID: resource.RandomName(16), Spec: api.ExecSpec{Command: command}}
+	if err := ws.Write(ctx, websocket.MessageBinary, api.JSONFrame(api.FrameOpen, 0, open).Marshal()); err != nil {
+		return err
+	}
+	var said strings.Builder
+	for {
+		_, text, err := ws.Read(ctx)
+		if err != nil {
+			return err
+		}
+		f, err := api.ParseFrame(text)
+		switch {
+		case err != nil:
+			return err
+		case f.Type == api.FrameStderr:
+			said.Write(f.Data)
+		case f.Type == api.FrameExit:
+			var status api.ExecStatus
+			if err := json.Unmarshal(f.Data, &status); err != nil || status != (api.ExecStatus{}) {
+				return errors.Join(err, fmt.Errorf("it ended with %+v: %s", status, &said))
+			}
+			return nil
+		}
+	}
+}
