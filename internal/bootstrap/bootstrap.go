@@ -95,6 +95,7 @@ func bootstrap(ctx context.Context, host map[string]string, include []string, st
 		mode = "root"
 	}
 	cmd := exec.CommandContext(ctx, tool, "--mode="+mode, "--variant=minbase", "--format=tar",
+		`--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"`, // of this host, not of the image
 		"--include="+strings.Join(slices.Concat(packages, include), ","), suite, "-", file.Name())
 	var tail tailWriter
 	cmd.Stdout, cmd.Stderr = stdout, io.MultiWriter(logs, &tail)

@@ -177,7 +177,8 @@ func interruptHungTerminal(t *testing.T, h *hosttest.Host) {
 	}
 }
 
-// What is under way to get an image is interrupted as a whole and leaves nothing.
+// What is under way to get an image is interrupted as a whole and leaves nothing; then
+// it is got.
 func TestInterruptOnDemand(t *testing.T) {
 	if bootstrap.Host() == "" {
 		t.Skip("banger can make no image of this host's distribution")
@@ -198,6 +199,32 @@ func TestInterruptOnDemand(t *testing.T) {
 	}
 	if images := h.Must(t, "image", "list", "--quiet"); images != "" {
 		t.Errorf("an image was made: %s", images)
+	}
+	nothingLeft(t, h)
+	onDemand(t, h)
+}
+
+// onDemand has an installation with nothing in it run a command: it gets image and
+// kernel, says so in plain lines, and the image has nothing of this host.
+func onDemand(t *testing.T, h *hosttest.Host) {
+	image := bootstrap.Host()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	cmd := h.Command(ctx, "vm", "run", "--rm", "--net", "none", "--image", image, "--", "sh", "-c", "ls /etc/resolv.conf; echo done; exit 42")
+	r := hosttest.Run(t, cmd, "")
+	if r.Exit != 42 || r.Stdout != "done\n" {
+		t.Errorf("exit status %d, output %q", r.Exit, r.Stdout)
+	}
+	for _, line := range []string{"bootstrap " + image + ": ", "image " + image + " ", "kernel ", "ls: cannot access '/etc/resolv.conf'"} {
+		if !strings.Contains("\n"+r.Stderr, "\n"+line) {
+			t.Errorf("no line %q...", line)
+		}
+	}
+	if lines := strings.Count(r.Stderr, "\n"); lines > 60 || strings.ContainsAny(r.Stderr, "\r\x1b") {
+		t.Errorf("%d lines, which should be plain and few", lines)
+	}
+	if t.Failed() {
+		t.Logf("it says:\n%s", r.Stderr)
 	}
 	nothingLeft(t, h)
 }
