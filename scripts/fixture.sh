@@ -65,7 +65,8 @@ variant() {
   echo "$made" | as_root tee "$state.packages" >/dev/null
 }
 
-# They take as long as dpkg does: at the same time.
+# They take as long as dpkg does: at the same time. The command may be quicker than
+# systemd, which it therefore does not ask (--root).
 daemons+=(systemd host)
 variant systemd debian-systemd systemd-sysv,dbus,docker.io,iptables,apparmor,openssh-server &
 systemd=$!
