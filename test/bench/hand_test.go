@@ -25,13 +25,21 @@ import (
 	"banger/internal/resource"
 )
 
-// byHand is a VMM's command line, to be run without banger.
+// byHand is a VMM's command line, to be run without banger, and what lies behind the
+// descriptors that it names: the sockets of agent and monitor, the console, the disks,
+// the tap.
 type byHand struct {
 	args   []string
-	disks  map[string]string // argument that names a writable disk, the disk
-	fresh  map[string]string // disk, the file system from which it was made
+	disks  []handDisk
 	secret string
 }
+
+// firstDisk is the descriptor of the first disk: those before are standard streams,
+// sockets and console.
+const firstDisk = 6
+
+// handDisk is a disk of the model. A writable one began as the file system fresh.
+type handDisk struct{ path, fresh string }
 
 // newByHand takes the command line of a running VMM whose disks began as the file
 // systems in the directory templates.
@@ -41,20 +49,28 @@ func newByHand(b *testing.B, pid int, templates string) *byHand {
 	if err != nil {
 		b.Fatal(err)
 	}
-	h := &byHand{args: strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00"), disks: map[string]string{}, fresh: map[string]string{}}
+	h := &byHand{args: strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")}
 	for _, arg := range h.args {
-		if _, path, ok := strings.Cut(arg, ",file="); ok && !strings.Contains(arg, "read-only=on") {
-			disk, _, _ := strings.Cut(path, ",")
-			kind, _, _ := strings.Cut(filepath.Base(disk), "-")
-			fresh, err := filepath.Glob(filepath.Join(templates, kind+"-*.ext4"))
-			if err != nil || len(fresh) != 1 {
-				b.Fatalf("templates of %s: %q, %v", disk, fresh, err)
-			}
-			h.disks[arg], h.fresh[disk] = disk, fresh[0]
-		}
 		if boot, err := wire.ParseBoot(arg); err == nil {
 			h.secret = boot.Sync
 		}
+		file := fmt.Sprintf("file=/dev/fdset/%d,", firstDisk+len(h.disks))
+		if !strings.Contains(arg+",", file) {
+			continue
+		}
+		var d handDisk
+		if d.path, err = os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, firstDisk+len(h.disks))); err != nil {
+			b.Fatal(err)
+		}
+		if !strings.Contains(arg, "read-only=on") {
+			kind, _, _ := strings.Cut(filepath.Base(d.path), "-")
+			fresh, err := filepath.Glob(filepath.Join(templates, kind+"-*.ext4"))
+			if err != nil || len(fresh) != 1 {
+				b.Fatalf("templates of %s: %q, %v", d.path, fresh, err)
+			}
+			d.fresh = fresh[0]
+		}
+		h.disks = append(h.disks, d)
 	}
 	if h.secret == "" || len(h.disks) == 0 {
 		b.Fatalf("no secret or no disks in %q", h.args)
@@ -76,26 +92,17 @@ func (h *byHand) boot(b *testing.B, options ...string) *handMachine {
 	b.Helper()
 	began := time.Now()
 	m := &handMachine{dir: b.TempDir()}
-	args := append(slices.Clone(h.args), options...)
-	for i, arg := range args {
-		if disk, ok := h.disks[arg]; ok {
-			own := filepath.Join(m.dir, filepath.Base(disk))
-			if err := linux.CopySparse(own, h.fresh[disk]); err != nil {
-				b.Fatal(err)
-			}
-			args[i] = strings.Replace(arg, disk, own, 1)
-		}
-		if before, path, ok := strings.Cut(arg, "path="); ok && strings.HasPrefix(arg, "file,id=console") {
-			args[i] = before + "path=" + filepath.Join(m.dir, filepath.Base(path))
-		}
-	}
-	m.cmd = exec.Command(args[0], args[1:]...)
+	m.cmd = exec.Command(h.args[0], append(slices.Clone(h.args[1:]), options...)...)
 	m.cmd.Dir = m.dir
 	m.cmd.Stderr = os.Stderr
-	m.cmd.ExtraFiles = []*os.File{openTap(b)}              // its network card is as the model's, with nothing at its other end
+	m.cmd.ExtraFiles = h.files(b, m.dir)
 	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // the same share of the CPUs as a daemon's child
 	m.prepared = time.Since(began)
-	if err := m.cmd.Start(); err != nil {
+	err := m.cmd.Start()
+	for _, f := range m.cmd.ExtraFiles {
+		_ = f.Close() // nothing was written to it here
+	}
+	if err != nil {
 		b.Fatal(err)
 	}
 	b.Cleanup(m.kill)
@@ -107,6 +114,44 @@ func (h *byHand) boot(b *testing.B, options ...string) *handMachine {
 	}
 	m.conn = conn
 	return m
+}
+
+// files are what the VMM is handed, in a directory of its own: with fresh disks, and a
+// network card as the model's with nothing at its other end.
+func (h *byHand) files(b *testing.B, dir string) []*os.File {
+	b.Helper()
+	var files []*os.File
+	open := func(path string, flag int) {
+		f, err := os.OpenFile(path, flag, 0o600)
+		if err != nil {
+			b.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	for _, name := range []string{"agent.sock", "qmp.sock"} {
+		l, err := linux.ListenUnix(filepath.Join(dir, name))
+		if err != nil {
+			b.Fatal(err)
+		}
+		f, err := l.(*net.UnixListener).File()
+		if err := errors.Join(err, l.Close()); err != nil {
+			b.Fatal(err)
+		}
+		files = append(files, f)
+	}
+	open(filepath.Join(dir, "console.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND)
+	for _, d := range h.disks {
+		if d.fresh == "" {
+			open(d.path, os.O_RDONLY)
+			continue
+		}
+		own := filepath.Join(dir, filepath.Base(d.path))
+		if err := linux.CopySparse(own, d.fresh); err != nil {
+			b.Fatal(err)
+		}
+		open(own, os.O_RDWR)
+	}
+	return append(files, openTap(b))
 }
 
 // dial connects with a socket of the VMM's, as soon as that is there.
@@ -140,7 +185,7 @@ func openTap(b *testing.B) *os.File {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = errors.Join(tap.Close(), linux.DeleteLink(name)) })
+	b.Cleanup(func() { _ = linux.DeleteLink(name) })
 	return tap
 }
 
