@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -34,10 +35,6 @@ type byHand struct {
 	secret string
 }
 
-// firstDisk is the descriptor of the first disk: those before are standard streams,
-// sockets and console.
-const firstDisk = 6
-
 // handDisk is a disk of the model. A writable one began as the file system fresh.
 type handDisk struct{ path, fresh string }
 
@@ -50,18 +47,18 @@ func newByHand(b *testing.B, pid int, templates string) *byHand {
 		b.Fatal(err)
 	}
 	h := &byHand{args: strings.Split(strings.TrimSuffix(string(text), "\x00"), "\x00")}
+	paths := openDisks(b, pid)
 	for _, arg := range h.args {
 		if boot, err := wire.ParseBoot(arg); err == nil {
 			h.secret = boot.Sync
 		}
-		file := fmt.Sprintf("file=/dev/fdset/%d,", firstDisk+len(h.disks))
-		if !strings.Contains(arg+",", file) {
+		if !strings.Contains(arg, "file=/dev/fdset/") {
 			continue
 		}
-		var d handDisk
-		if d.path, err = os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", pid, firstDisk+len(h.disks))); err != nil {
-			b.Fatal(err)
+		if len(h.disks) == len(paths) {
+			b.Fatalf("more disks in %q than %q", h.args, paths)
 		}
+		d := handDisk{path: paths[len(h.disks)]}
 		if !strings.Contains(arg, "read-only=on") {
 			kind, _, _ := strings.Cut(filepath.Base(d.path), "-")
 			fresh, err := filepath.Glob(filepath.Join(templates, kind+"-*.ext4"))
@@ -76,6 +73,28 @@ func newByHand(b *testing.B, pid int, templates string) *byHand {
 		b.Fatalf("no secret or no disks in %q", h.args)
 	}
 	return h
+}
+
+// openDisks are the disks that a VMM has open, in the order in which it got them: it
+// duplicates what it is handed.
+func openDisks(b *testing.B, pid int) []string {
+	b.Helper()
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var paths []string
+	slices.SortFunc(entries, func(a, b os.DirEntry) int {
+		return cmp.Or(len(a.Name())-len(b.Name()), cmp.Compare(a.Name(), b.Name())) // as numbers
+	})
+	for _, e := range entries {
+		path, err := os.Readlink(filepath.Join(dir, e.Name()))
+		if err == nil && filepath.Ext(path) == ".ext4" && !slices.Contains(paths, path) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
 }
 
 // handMachine is a machine that runs without banger.
@@ -106,7 +125,7 @@ func (h *byHand) boot(b *testing.B, options ...string) *handMachine {
 		b.Fatal(err)
 	}
 	b.Cleanup(m.kill)
-	ctx, cancel := context.WithTimeout(b.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(b.Context(), 3*time.Minute)
 	defer cancel()
 	conn, err := guest.Connect(ctx, guest.Serial, func(ctx context.Context) (net.Conn, error) { return m.dial(ctx, "agent.sock") }, h.secret)
 	if err != nil {
