@@ -6,4 +6,4 @@ import (
 	"banger/internal/hosttest"
 )
 
-func TestMain(m *testing.M) { hosttest.Main(m) }
+func TestMain(m *testing.M) { hosttest.MainApart(m) }
