@@ -64,7 +64,7 @@ fixture: deps build
 
 # Everything, real VM boots included. Needs root: the daemon runs as root.
 test: fixture deps-test deps-api
-	scripts/test.sh $(FIXTURE) -count=1 -p 2 -timeout 18m ./...
+	scripts/test.sh $(FIXTURE) -count=1 -p 2 -parallel 3 -timeout 40m ./...
 
 # As test, and everything on the host in a VM, with the race detector (needs a C compiler) and each fuzz target.
 test-all: fixture deps-test deps-api

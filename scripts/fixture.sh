@@ -2,14 +2,17 @@
 # Makes the state directories that the tests copy: state has one kernel, the image
 # debian and no VM; state-systemd has an image with an init, Docker and sshd besides;
 # state-host has a stopped VM that plays a host for banger (see hosttest.HostVM).
-# Kept between runs. Usage: fixture.sh DIR
+# Kept between runs, unless another revision of banger has put something into a database
+# that this one does not know. Usage: fixture.sh DIR
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "$0")/lib.sh"
 
 dir=${1:?usage: fixture.sh DIR}
-banger=$(cd "$(dirname "$0")/.." && pwd)/bin/banger
-complete=$dir/complete
+top=$(cd "$(dirname "$0")/.." && pwd)
+banger=$top/bin/banger
+complete=$dir/complete # has the checksums of what made it: the migrations and the daemon
+made=$(cd "$top" && sha256sum internal/store/migrations/*.sql bin/bangerd)
 
 run=$(mktemp -d /tmp/banger-fixture.XXXXXX)
 export BANGER_STATE_DIR=$dir/state BANGER_RUN_DIR=$run/state BANGER_CONFIG=$dir/none.toml
@@ -28,6 +31,10 @@ finish() {
 }
 trap finish EXIT
 
+if [ -e "$complete" ] && grep -F .sql "$complete" | grep -qvxF -e "$made"; then
+  echo "fixture: made by another revision, so it is made anew" >&2
+  rm -f "$complete"
+fi
 [ -e "$complete" ] || as_root rm -rf "$dir"
 mkdir -p "$dir"
 if [ ! -e "$complete" ]; then
@@ -37,18 +44,20 @@ if [ ! -e "$complete" ]; then
 fi
 
 # A boot with this build puts the initramfs of this build's agent in place.
-as_root "$banger" vm run --rm -- true </dev/null
-as_root "$banger" system stop </dev/null
-as_root rm -f "$dir/state/bangerd.log"
-touch "$complete"
+if [ ! -e "$complete" ] || [ "$(cat "$complete")" != "$made" ]; then
+  as_root "$banger" vm run --rm -- true </dev/null
+  as_root "$banger" system stop </dev/null
+  as_root rm -f "$dir/state/bangerd.log"
+  echo "$made" >"$complete"
+fi
 
 # variant NAME IMAGE PACKAGES [VM-FLAGS... -- COMMAND...] makes state-NAME of a copy of
 # state, with an image of these packages, and with the rest a VM called NAME that has
 # run the command and is stopped. Of another list it is made anew.
 variant() {
   local name=$1 image=$2 packages=$3 state=$dir/state-$1
-  local made="$packages${4:+ ${*:4}}"
-  if as_root grep -qsxF -e "$made" "$state.packages"; then
+  local wanted="$packages${4:+ ${*:4}}"
+  if as_root grep -qsxF -e "$wanted" "$state.packages"; then
     return
   fi
   as_root rm -rf "$state" "$state.part"
@@ -62,7 +71,7 @@ variant() {
   as_root "$banger" system stop </dev/null
   as_root rm -f "$state.part/bangerd.log"
   as_root mv "$state.part" "$state"
-  echo "$made" | as_root tee "$state.packages" >/dev/null
+  echo "$wanted" | as_root tee "$state.packages" >/dev/null
 }
 
 # They take as long as dpkg does: at the same time. The command may be quicker than

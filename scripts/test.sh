@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs `go test` as root with the fixture in its environment.
+# Runs `go test` as root with the fixture in its environment, and says at the end which
+# of the end-to-end tests took longest.
 # Usage: test.sh FIXTURE GO-TEST-ARGUMENTS...
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -37,4 +38,13 @@ BANGER_TEST_INITRD=$(newest "$fixture"/kernels/*/initramfs-*.cpio)
 BANGER_SCHEMATHESIS=$(cd "$(dirname "$0")/.." && pwd)/.cache/schemathesis/bin/schemathesis
 [ -x "$BANGER_SCHEMATHESIS" ] || BANGER_SCHEMATHESIS=
 export BANGER_FIXTURE BANGER_BIN BANGER_TEST_VMLINUX BANGER_TEST_INITRD BANGER_SCHEMATHESIS
-exec go test "$@" </dev/null
+BANGER_TEST_TIMES=$(mktemp /tmp/banger-times.XXXXXX)
+export BANGER_TEST_TIMES
+status=0
+go test "$@" </dev/null || status=$?
+if [ -s "$BANGER_TEST_TIMES" ]; then
+  echo "the slowest tests:"
+  sort -rn "$BANGER_TEST_TIMES" | head -15
+fi
+rm -f "$BANGER_TEST_TIMES"
+exit "$status"
