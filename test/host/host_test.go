@@ -5,6 +5,7 @@
 package host
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"testing"
@@ -29,7 +30,8 @@ var kernelTests = []struct {
 func TestHost(t *testing.T) {
 	files := map[string]string{}
 	if all {
-		files = snapshotFiles()
+		maps.Copy(files, snapshotFiles())
+		maps.Copy(files, memoryFiles())
 	}
 	for _, k := range kernelTests {
 		if all || !k.all {
@@ -46,6 +48,7 @@ func TestHost(t *testing.T) {
 	}
 	if all { // VMs in a VM without hardware virtualization take their time
 		t.Run("root disk dm-snapshot", func(t *testing.T) { snapshots(t, v) })
+		t.Run("out of memory", func(t *testing.T) { outOfMemory(t, v) })
 	}
 	t.Run("reboot", func(t *testing.T) { reboot(t, v) })
 }
