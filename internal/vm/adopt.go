@@ -80,10 +80,11 @@ func (s *Service) adoptDirs(ctx context.Context, known map[string]bool) error {
 func (s *Service) register(ctx context.Context, rec Record) error {
 	_, serr := os.Lstat(s.handlesPath(rec.ID))
 	_, usable, err := s.readHandles(rec.ID)
+	_, restarted := s.restarted[rec.ID]
 	switch {
 	case err != nil:
 		return err
-	case usable && rec.Wanted == WantStopped:
+	case (usable || restarted) && rec.Wanted == WantStopped:
 		rec.Wanted = WantRunning // it ran; resume finds out whether it does
 	case serr == nil && rec.Wanted == WantStopped:
 		rec.LastError = "the database was lost, and handles.json did not tell what the VM held: it was ended, if it still ran"

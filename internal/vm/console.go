@@ -82,10 +82,24 @@ func readTail(path string, n int64) ([]byte, error) {
 	return text, nil
 }
 
-// consoleTail returns the end of a VM's console, where the guest writes what it likes;
-// empty for one that was never started.
-func (s *Service) consoleTail(id string) string {
-	text, err := readTail(s.consolePath(id), 4<<10)
+// consoleSize is how much a VM's console file holds now, in bytes.
+func (s *Service) consoleSize(id string) int64 {
+	info, err := os.Stat(s.consolePath(id))
+	if err != nil {
+		return 0
+	}
+	return info.Size()
+}
+
+// consoleTail returns the end of a VM's console, where the guest writes what it likes,
+// of what came after the file had from bytes: the former runs are before that. It is
+// empty for a VM that was never started.
+func (s *Service) consoleTail(id string, from int64) string {
+	most := int64(4 << 10)
+	if size := s.consoleSize(id); size >= from { // else its beginning has been dropped since
+		most = min(most, size-from)
+	}
+	text, err := readTail(s.consolePath(id), most)
 	if err != nil {
 		return ""
 	}

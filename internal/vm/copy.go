@@ -2,6 +2,7 @@ package vm
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -107,6 +108,15 @@ func (s *Service) readHandles(id string) (h resource.Handles, found bool, err er
 	case err != nil:
 		return h, false, err
 	case !s.ledger.Current(h, s.installation):
+		if h.Installation == s.installation { // it ran in an earlier boot
+			var spec runSpec
+			for _, o := range h.Objects {
+				if o.Kind == KindRunDir {
+					_ = json.Unmarshal(o.Spec, &spec) // of no more use than to know where its console began
+				}
+			}
+			s.restarted[id] = spec
+		}
 		s.log.Info("a second copy is of another boot or another installation", "file", path)
 		return h, false, resource.RemoveCopy(path)
 	}

@@ -86,7 +86,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 		return booted{}, err
 	}
 	watch.lap("engine") // slow the first time
-	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now(), Agent: s.agent}
+	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now(), Agent: s.agent, Console: s.consoleSize(rec.ID)}
 	runDir, cgroup := "vm/"+resource.RandomName(4), s.cgroups.Name(resource.RandomName(4))
 	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
 		return booted{}, err
@@ -123,7 +123,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 	}
 	conn, health, err := s.connectWithin(ctx, r.patience(), inst, rec)
 	if err != nil {
-		return booted{}, errors.Join(s.bootError(rec, inst, m.Cgroup, err), inst.Close())
+		return booted{}, errors.Join(s.bootError(rec, inst, spec, m.Cgroup, err), inst.Close())
 	}
 	watch.lap("kernel")
 	failpoint.Reach("vm", "connected")
@@ -132,13 +132,13 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 }
 
 // bootError says why the agent did not answer, with what the console said last.
-func (s *Service) bootError(rec Record, inst vmm.Instance, cgroup string, err error) error {
+func (s *Service) bootError(rec Record, inst vmm.Instance, spec runSpec, cgroup string, err error) error {
 	select {
 	case <-inst.Exited():
 		err = fmt.Errorf("the VMM ended during the boot: %s", cmp.Or(vmm.OutOfMemory(cgroup), oneLine(inst.Exit().Log)))
 	default:
 	}
-	console := s.consoleTail(rec.ID)
+	console := s.consoleTail(rec.ID, spec.Console)
 	if reason, ok := agentSaid(console); ok {
 		err = fmt.Errorf("the agent gave up: %q", reason)
 	} else if console != "" {

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"banger/api"
-	"banger/internal/vmm"
 )
 
 // command is a request to an owner. Its context cancels the job that it becomes.
@@ -354,18 +353,7 @@ func (o *owner) publish(rec Record) {
 // logExit keeps how the VMM of a running VM ended, when nobody asked it to.
 func (o *owner) logExit() {
 	exit := o.live.inst.Exit()
-	text := vmm.OutOfMemory(o.live.cgroup)
-	switch {
-	case text != "":
-	case !exit.Known && !poweredOff(o.svc.consoleTail(o.id)):
-		text = "the VMM ended; how is unknown, it was started by an earlier daemon"
-	case exit.Signal != "":
-		text = "the VMM was killed by " + exit.Signal
-	case exit.Code != 0:
-		text = fmt.Sprintf("the VMM exited with status %d: %s", exit.Code, oneLine(exit.Log))
-	case rebooted(o.svc.consoleTail(o.rec.ID)):
-		text = "the guest rebooted, which stops the VM"
-	}
+	text := death(exit, o.live.cgroup, o.svc.consoleTail(o.id, o.live.spec.Console))
 	o.svc.log.Info("VMM ended", "vm", o.rec.Name, "exit", exit)
 	o.record(WantStopped, text)
 }

@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"banger/api"
 	"banger/internal/disk"
@@ -24,7 +26,7 @@ type damage struct {
 	stopped bool     // the one that ran is ended: nothing told any more whose it was
 	lost    bool     // that one is unknown, and its directory set aside
 	aside   []string // what is set aside, as patterns below the state directory
-	gone    bool     // the machine has been restarted
+	says    string   // of the one that is ended, in its last error
 }
 
 var damages = map[string]damage{
@@ -43,19 +45,19 @@ var damages = map[string]damage{
 	"the database and a handles.json are missing": {do: func(w *world, id string) {
 		w.loseDatabase()
 		w.remove("vms/" + id + "/handles.json")
-	}, stopped: true},
+	}, stopped: true, says: ""},
 	"the database is missing, handles.json is garbage": {do: func(w *world, id string) {
 		w.loseDatabase()
 		rewrite("handles.json", "garbage")(w, id)
-	}, stopped: true, aside: []string{"vms/*/handles.json.lost-*"}},
+	}, stopped: true, says: "the database was lost", aside: []string{"vms/*/handles.json.lost-*"}},
 	"the database is missing, handles.json is of another boot": {do: func(w *world, id string) {
 		w.loseDatabase()
 		w.editHandles(id, func(h *resource.Handles) { h.BootID = "an earlier boot" })
-	}, stopped: true},
+	}, stopped: true, says: "the host was restarted while the VM ran"},
 	"the database is missing, handles.json is of another installation": {do: func(w *world, id string) {
 		w.loseDatabase()
 		w.editHandles(id, func(h *resource.Handles) { h.Installation = "somebody" })
-	}, stopped: true},
+	}, stopped: true, says: "the database was lost"},
 	"the database is missing, vm.json is garbage": {do: func(w *world, id string) {
 		w.loseDatabase()
 		rewrite("vm.json", "garbage")(w, id)
@@ -64,11 +66,11 @@ var damages = map[string]damage{
 		w.loseDatabase()
 		rewrite("vm.json", `{"schema":1,"vm":{"ID":"0123","Name":"x","Wanted":"stopped","Network":"none"}}`)(w, id)
 	}, lost: true, aside: []string{"lost-*/vms/*/work-*"}},
-	"the machine is restarted": {do: (*world).reboot, stopped: true, gone: true},
+	"the machine is restarted": {do: (*world).reboot, stopped: true, says: "the host was restarted while the VM ran"},
 	"the machine is restarted, the database is missing": {do: func(w *world, id string) {
 		w.reboot(id)
 		w.loseDatabase()
-	}, stopped: true, gone: true},
+	}, stopped: true, says: "the host was restarted while the VM ran"},
 }
 
 // rewrite replaces a file in a VM's directory.
@@ -150,6 +152,9 @@ func TestDamage(t *testing.T) {
 				}
 				if m := w.machines.of(runs.ID); !tc.stopped && !tc.lost && m != before {
 					t.Errorf("its VMM is %v, it was %v", m, before)
+				}
+				if v, err := w.svc.Get(t.Context(), 0, runs.ID); err == nil && tc.stopped && !strings.Contains(v.LastError, tc.says) {
+					t.Errorf("why it does not run: %q, want %q", v.LastError, tc.says)
 				}
 				w.survived(stops, disks[stops.ID], false)
 				if v := w.get("never"); v.ID != never.ID || v.State != api.VMStopped {
@@ -362,4 +367,85 @@ func (w *world) rows() []string {
 	}
 	slices.Sort(rows)
 	return rows
+}
+
+// TestDeathTold has VMMs die of which a daemon is the parent, of which it is not, and
+// while there is none: the VM says how, as far as that is known, with its last words.
+func TestDeathTold(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.boot(0))
+	v := w.create("a")
+	console := filepath.Join(w.state, "vms", v.ID, "console.log")
+	start := func(words string) *machine {
+		t.Helper()
+		w.must(w.wait(w.svc.Start(t.Context(), 0, "a")))
+		f, err := os.OpenFile(console, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+		w.must(err)
+		_, err = f.WriteString(words)
+		w.must(errors.Join(err, f.Close()))
+		return w.machines.of(v.ID)
+	}
+	told := func(want ...string) {
+		t.Helper()
+		w.await("it stops", func() bool { return w.get("a").State == api.VMStopped })
+		is := w.get("a").LastError
+		for _, part := range want {
+			if !strings.Contains(is, part) {
+				t.Errorf("its last error is %q, want %q", is, part)
+			}
+		}
+		if len(want) == 0 && is != "" {
+			t.Errorf("its last error is %q, want none", is)
+		}
+	}
+	w.must(start("one\ntwo\nthree\nkernel panic\x1b[0m\n").cmd.Process.Kill())
+	told("the VMM was killed by killed", `the console ended with: "two; three; kernel panic[0m"`)
+
+	m := start("reboot: Power down\n")
+	w.must(m.power.Close())
+	told()
+
+	m = start("all is well\n") // the words of the former run are not this one's
+	w.down()
+	w.must(w.boot(0))
+	w.must(m.cmd.Process.Kill())
+	told("the VMM ended, exit status unknown, adopted", `ended with: "all is well"`)
+
+	m = start("so far\n")
+	w.down()
+	w.must(m.cmd.Process.Kill())
+	<-m.exited
+	w.must(w.boot(0))
+	told("the VMM ended while no daemon ran, exit status unknown", `ended with: "so far"`)
+	w.clear()
+	w.down()
+}
+
+// TestHungVMM stops a VMM in its tracks, with its agent: neither other VMs, nor lists, nor
+// a restart of the daemon wait for it, and it can be ended.
+func TestHungVMM(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.boot(0))
+	hung := w.create("hung")
+	w.create("other")
+	w.must(w.wait(w.svc.Start(t.Context(), 0, "hung")))
+	m := w.machines.of(hung.ID)
+	defer w.machines.hang(m)()
+	w.must(m.cmd.Process.Signal(syscall.SIGSTOP))
+	for range 2 {
+		w.must(w.wait(w.svc.Start(t.Context(), 0, "other")))
+		w.must(w.wait(w.svc.Kill(t.Context(), 0, "other")))
+		if v := w.get("hung"); v.State != api.VMRunning {
+			t.Errorf("it is %s", v.State)
+		}
+		w.down()
+		w.must(w.boot(0))
+	}
+	w.agree()
+	w.must(w.wait(w.svc.Stop(t.Context(), 0, "hung", 50*time.Millisecond)))
+	if v := w.get("hung"); v.State != api.VMStopped {
+		t.Errorf("after it was stopped it is %s", v.State)
+	}
+	w.clear()
+	w.down()
 }

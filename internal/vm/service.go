@@ -80,6 +80,8 @@ type Service struct {
 	capabilities []capability
 	leaseGrace   time.Duration
 
+	restarted map[string]runSpec // the VMs that ran when the host was restarted; of use to Recover
+
 	mu     sync.Mutex
 	owners map[string]*owner // by id
 
@@ -91,7 +93,7 @@ func New(c Config) *Service {
 	s := &Service{
 		store: c.Store, assets: c.Assets, ledger: c.Ledger, dirs: c.Dirs, network: c.Network, runDirs: c.RunDirs, cgroups: c.Cgroups,
 		uppers: c.Uppers, works: c.Works, bases: c.Bases, cows: c.Cows, snapshots: c.Snapshots, filling: make(chan struct{}, 1), driver: c.Driver,
-		ops: c.Operations, room: c.Room, stateDir: c.StateDir, agent: c.Agent, installation: c.Installation, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, owners: map[string]*owner{},
+		ops: c.Operations, room: c.Room, stateDir: c.StateDir, agent: c.Agent, installation: c.Installation, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, restarted: map[string]runSpec{}, owners: map[string]*owner{},
 	}
 	s.capabilities = []capability{
 		&confinement{svc: s, uids: c.UIDs}, personality{}, workDisk{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
@@ -150,10 +152,7 @@ func (s *Service) resume(ctx context.Context, o *owner) (exists bool) {
 	s.log.Info("not running", "vm", rec.Name, "reason", err)
 	lastError := rec.LastError
 	if rec.Wanted == WantRunning {
-		lastError = "the VMM ended while no daemon ran; how is unknown"
-		if poweredOff(s.consoleTail(rec.ID)) {
-			lastError = ""
-		}
+		lastError = s.deathMeanwhile(ctx, rec)
 	}
 	if err := s.releaseRun(rec); err != nil {
 		s.log.Error("release what a dead VM held", "vm", rec.Name, "err", err)

@@ -85,7 +85,23 @@ func TestRecovery(t *testing.T) {
 	if got := h.Must(t, "vm", "exec", "m", "--", "cat", "/srv/file", "/root/file"); got != "kept\ntoo" {
 		t.Errorf("after stop and start it has %q", got)
 	}
-	h.Must(t, "vm", "delete", "--force", "m")
+	// A VMM that hangs keeps neither the daemon nor its successor from their work.
+	pid := show(t, h, "m").PID
+	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if got := h.Must(t, "vm", "list", "--quiet"); got != before.ID {
+			t.Errorf("listed: %q", got)
+		}
+		h.StopDaemon(t)
+	}
+	h.Must(t, "vm", "create", "--name", "other")
+	h.Must(t, "vm", "stop", "--timeout", "1s", "m")
+	if v := show(t, h, "m"); v.State != api.VMStopped {
+		t.Errorf("the one that hung is %s", v.State)
+	}
+	h.Must(t, "vm", "delete", "m", "other")
 	nothingLeft(t, h)
 }
 
