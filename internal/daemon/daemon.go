@@ -66,7 +66,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	defer closeLog()
 	log.Info("bangerd starts", "version", version, "pid", os.Getpid())
 
-	id, minted, err := identity.Load(paths.State)
+	id, minted, err := identity.Load(paths.State, paths.Run)
 	if err != nil {
 		return fmt.Errorf("read the installation's identity: %w", err)
 	}
@@ -108,9 +108,9 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		if err := ledger.ForgetVolatile(ctx); err != nil {
 			return err
 		}
-		if err := id.Save(paths.State); err != nil {
-			return err
-		}
+	}
+	if err := id.Keep(paths.State, paths.Run); err != nil {
+		return err
 	}
 	if err := adopt(ctx, images, kernels, vms, net, log); err != nil {
 		return err

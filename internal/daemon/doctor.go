@@ -124,7 +124,7 @@ func attachState(ctx context.Context, what *doctor.Config, cfg config.Config) (d
 	}
 	done = func() { _ = db.Close(); _ = os.RemoveAll(dir) }
 	what.VMs = func(ctx context.Context) ([]api.VM, error) { return knownVMs(ctx, db) }
-	id, minted, err := identity.Load(what.Paths.State)
+	id, minted, err := identity.Load(what.Paths.State, what.Paths.Run)
 	if err != nil || minted {
 		return done, err // a copy has nothing on the host
 	}
@@ -177,7 +177,7 @@ func checkDatabase(ctx context.Context, path string) []api.Finding {
 	case len(c.Damage) > 0:
 		f.Severity, f.Message = api.SeverityError, "the database is damaged: "+strings.Join(strings.Fields(strings.Join(c.Damage, "; ")), " ")
 		f.Meaning = "What is said of VMs, images and kernels may be wrong, and the daemon may not start again."
-		f.Advice = "Put banger.db back from a backup; without one, copy what you need out of the VMs that run."
+		f.Advice = "Put banger.db back from a backup, or start the daemon again: it sets the database aside and takes VMs, images and kernels up from their second copies (docs/recovery.md)."
 	case c.Schema > c.Knows:
 		f.Severity, f.Message = api.SeverityError, "the database is of a newer version of banger"
 		f.Meaning, f.Advice = "This version's daemon does not start.", "Install the newer banger again."

@@ -12,7 +12,7 @@ import (
 
 func load(t *testing.T, dir string) (id string, minted bool) {
 	t.Helper()
-	i, minted, err := Load(dir)
+	i, minted, err := Load(dir, t.TempDir())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -22,10 +22,10 @@ func load(t *testing.T, dir string) (id string, minted bool) {
 	if !minted {
 		return i.ID, false
 	}
-	if again, minted, err := Load(dir); err != nil || !minted || again.ID == i.ID {
+	if again, minted, err := Load(dir, t.TempDir()); err != nil || !minted || again.ID == i.ID {
 		t.Errorf("before it is saved: %+v, minted %v, %v; want another one", again, minted, err)
 	}
-	if err := i.Save(dir); err != nil {
+	if err := i.save(dir); err != nil {
 		t.Fatal(err)
 	}
 	return i.ID, minted
@@ -81,7 +81,7 @@ func TestDamaged(t *testing.T) {
 			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			_, _, err := Load(dir)
+			_, _, err := Load(dir, t.TempDir())
 			if e := api.AsError(err); e == nil || !strings.Contains(e.Message, path) || e.Hint == "" {
 				t.Errorf("got %v, want an error that names the file, with a hint", err)
 			}
@@ -93,7 +93,63 @@ func TestDamaged(t *testing.T) {
 }
 
 func TestNoDirectory(t *testing.T) {
-	if _, _, err := Load(filepath.Join(t.TempDir(), "none")); err == nil {
+	if _, _, err := Load(filepath.Join(t.TempDir(), "none"), t.TempDir()); err == nil {
 		t.Error("no error")
+	}
+}
+
+// TestSecondCopy loses the file, or damages it, with a second copy of this directory or
+// of another.
+func TestSecondCopy(t *testing.T) {
+	for name, tc := range map[string]struct {
+		text  string // of the file; it is missing where this is empty
+		other bool   // the second copy is of another directory
+	}{
+		"missing": {"", false}, "damaged": {"{", false}, "missing, another's copy": {"", true}, "damaged, another's copy": {"{", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, run := t.TempDir(), t.TempDir()
+			path := filepath.Join(dir, "installation.json")
+			first, _, err := Load(dir, run)
+			if err != nil {
+				t.Fatal(err)
+			}
+			of := first
+			if tc.other {
+				of.Inode++
+			}
+			if err := of.save(run); err != nil {
+				t.Fatal(err)
+			}
+			if tc.text != "" {
+				if err := os.WriteFile(path, []byte(tc.text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			id, minted, err := Load(dir, run)
+			switch {
+			case tc.other && tc.text != "":
+				if err == nil {
+					t.Error("the copy of another directory is taken for this one's")
+				}
+				return
+			case tc.other:
+				if err != nil || !minted || id.ID == first.ID {
+					t.Errorf("got %+v, minted %t, %v; want another than %+v", id, minted, err, first)
+				}
+				return
+			case err != nil || minted || id != first:
+				t.Fatalf("got %+v, minted %t, %v; want %+v", id, minted, err, first)
+			}
+			if err := id.Keep(dir, run); err != nil {
+				t.Fatal(err)
+			}
+			if again, _, err := Load(dir, t.TempDir()); err != nil || again != first {
+				t.Errorf("it was not put back: %+v, %v", again, err)
+			}
+			if aside, err := filepath.Glob(path + ".lost-*"); err != nil || len(aside) != len(tc.text) {
+				t.Errorf("set aside: %q, %v", aside, err)
+			}
+		})
 	}
 }

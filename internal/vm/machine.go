@@ -24,7 +24,7 @@ type runSpec struct {
 	Memory  int64 // bytes
 	Started time.Time
 	Agent   string // build of the agent; empty where an earlier version did not note it
-	Console int64 // bytes that the console file had then
+	Console int64  // bytes that the console file had then
 }
 
 // differs names what the next start will bring: what the record asks for, and the agent
