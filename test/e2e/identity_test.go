@@ -73,7 +73,9 @@ func TestIdentity(t *testing.T) {
 		t.Errorf("both installations are %s", ours)
 	}
 	c.Must(t, "vm", "delete", "--force", "m")
-	nothingLeft(t, c)
+	if ids := c.VMs(t); len(ids) > 0 { // what is left on the host is looked for when the first one's VM is gone too
+		t.Errorf("the copy has %v", ids)
+	}
 	same("after the copy's was deleted")
 	if err := syscall.Kill(before.PID, 0); errors.Is(err, syscall.ESRCH) {
 		t.Error("its VMM has ended")
