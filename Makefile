@@ -66,9 +66,11 @@ fixture: deps build
 test: fixture deps-test deps-api
 	scripts/test.sh $(FIXTURE) -count=1 -p 2 -parallel 3 -timeout 40m ./...
 
-# As test, and everything on the host in a VM, with the race detector (needs a C compiler) and each fuzz target.
+# As test, and everything on the host in a VM, with the race detector (needs a C compiler),
+# 500 deaths of the daemon and each fuzz target.
 test-all: fixture deps-test deps-api
 	CGO_ENABLED=1 BANGER_TEST_HOST=all scripts/test.sh $(FIXTURE) -race -count=1 -p 1 -timeout 60m ./...
+	BANGER_CHAOS_KILLS=500 scripts/test.sh $(FIXTURE) -count=1 -run '^TestKilledAtRandom$$' -timeout 120m -v ./test/e2e
 	$(MAKE) fuzz
 
 # All tests of the VM that plays a host; make test runs a selection of them.

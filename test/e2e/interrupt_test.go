@@ -38,7 +38,12 @@ type begun struct {
 
 func begin(t *testing.T, h *hosttest.Host, args ...string) begun {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	return beginFor(t, h, 2*time.Minute, args...)
+}
+
+func beginFor(t *testing.T, h *hosttest.Host, patience time.Duration, args ...string) begun {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	t.Cleanup(cancel)
 	b := begun{h.Command(ctx, args...), &buffer{}}
 	b.Stdout, b.Stderr = b.out, b.out
