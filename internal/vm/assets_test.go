@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 
 	"banger/api"
 	"banger/internal/image"
@@ -167,11 +169,16 @@ func seed(t tester) string {
 	return dir
 }
 
+// worlds counts the whole ones, which share the host's network.
+var worlds atomic.Uint32
+
 // newWholeWorld is newWorld with images, kernels and a network that are real, as in seed.
 func newWholeWorld(t tester, seed string) *world {
 	t.Helper()
 	w := emptyWorld(t)
 	w.whole = true
+	n := worlds.Add(1)
+	w.subnet = netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(n >> 4), byte(n << 4), 0}), 20)
 	w.sow(seed)
 	return w
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -34,6 +35,7 @@ const beDaemon = "BANGER_TEST_DAEMON"
 // duty is what such a daemon does.
 type duty struct {
 	State, Run, Installed string
+	Subnet                netip.Prefix
 	VMMs                  string // the socket to ask for machines
 	Action                string // which it prepares and does; none: it only recovers
 	Clears                bool   // whether it looks after that at what there is, and clears it away
@@ -50,7 +52,7 @@ const (
 // status, -1 where it was killed, and what it printed.
 func (w *world) spawn(action string, clears bool, env ...string) (status int, said string) {
 	w.t.Helper()
-	text, err := json.Marshal(duty{w.state, w.run, w.installed, w.machines.socket, action, clears})
+	text, err := json.Marshal(duty{w.state, w.run, w.installed, w.subnet, w.machines.socket, action, clears})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -74,7 +76,7 @@ func runDaemon() int {
 		return exitBroken
 	}
 	w := &world{
-		t: &daemonTester{}, whole: true, state: d.State, run: d.Run, installed: d.Installed, remote: d.VMMs, log: &logBuffer{}, root: api.RootDiskOverlay,
+		t: &daemonTester{}, whole: true, state: d.State, run: d.Run, installed: d.Installed, subnet: d.Subnet, remote: d.VMMs, log: &logBuffer{}, root: api.RootDiskOverlay,
 	}
 	act, known := actions[d.Action]
 	armed := failpoint.FromEnv

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -71,8 +72,9 @@ type world struct {
 	installed  string
 	bootID     string
 	machines   *machines
-	remote     string // of the machines, where they are another process's; see daemon_test.go
-	whole      bool   // with images, kernels and a network that are real
+	remote     string       // of the machines, where they are another process's; see daemon_test.go
+	whole      bool         // with images, kernels and a network that are real
+	subnet     netip.Prefix // of a whole world; no other has it
 	fail       func(action string, ref resource.Ref) error
 	log        *logBuffer
 	mapper     *hosttest.Mapper // the kernel's, which outlives daemons
@@ -205,7 +207,7 @@ func (w *world) boot(passages int) error {
 		boot = w.bootID
 	}
 	w.ledger = resource.New(st, boot, log, w.kinds...)
-	w.net = network.New(network.Config{Installation: w.installed, Ledger: w.ledger, Settings: w.db, Copy: filepath.Join(w.state, "network.json"), Log: log})
+	w.net = network.New(network.Config{Installation: w.installed, Subnet: w.subnet, Ledger: w.ledger, Settings: w.db, Copy: filepath.Join(w.state, "network.json"), Log: log})
 	w.ops = operation.NewRegistry()
 	w.svc = vm.New(vm.Config{
 		Store: st, Assets: w.assets(w.db, dirs), Ledger: w.ledger, Dirs: dirs, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
