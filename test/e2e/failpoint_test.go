@@ -20,7 +20,7 @@ func TestDeathAtPoints(t *testing.T) {
 			defer cancel()
 			cmd := h.Command(ctx, "vm", "run", "--name", "m", "--memory", "192M", "--", "true")
 			cmd.Env = append(cmd.Env, "BANGER_FAILPOINT="+point)
-			if r := hosttest.Run(t, cmd, ""); r.Exit == 0 || !strings.Contains(r.Stderr, "daemon") {
+			if r := hosttest.Run(t, cmd, ""); r.Exit == 0 || !strings.Contains(r.Stderr, "banger: ") {
 				t.Errorf("exit status %d: %s", r.Exit, r.Stderr)
 			}
 			for _, id := range h.VMs(t) {
