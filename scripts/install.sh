@@ -95,7 +95,11 @@ uninstall_banger() {
   [ -z "$destdir" ] || return 0
   local state=${BANGER_STATE_DIR:-/var/lib/banger}
   if [ -n "${PURGE:-}" ]; then
-    rm -rf "$state" "$(dirname "$socket")" /etc/banger
+    # In a VM of banger's, its agent has mounts beside the sockets: they are not ours.
+    local run=${socket%/*}
+    rm -rf --one-file-system "$state" "$run/vm" /etc/banger
+    rm -f "$socket"
+    rmdir --ignore-fail-on-non-empty "$run" 2>/dev/null || true
     ! getent group banger >/dev/null || groupdel banger
     echo "uninstalled; nothing of banger is left"
   elif [ -e "$state" ]; then

@@ -126,6 +126,7 @@ func StartScope(ctx context.Context, name, description string, pid int) error {
 		dbus.PropDescription(description),
 		dbus.PropSlice(Slice),
 		dbus.PropPids(uint32(pid)),
+		dbus.PropBefore(Service), // at a shutdown the service ends first, and sees no VMM of its own end
 		{Name: "Delegate", Value: godbus.MakeVariant(true)},
 		{Name: "CollectMode", Value: godbus.MakeVariant("inactive-or-failed")},
 	}

@@ -23,12 +23,13 @@ var kernelTests = []struct {
 }{
 	{pkg: "internal/linux", run: "Loop|DeviceMapper|KVM"},
 	{pkg: "internal/disk", run: "KernelSnapshot"},
-	{pkg: "internal/vmm", run: "Limits"},
+	{pkg: "internal/vmm", run: "Limits|CgroupsLife"},
+	{pkg: "internal/vmm", run: "CgroupsConcurrently", all: true},
 }
 
 // TestHost boots the host in a VM once, for everything.
 func TestHost(t *testing.T) {
-	files := map[string]string{}
+	files := installFiles(t)
 	if all {
 		maps.Copy(files, snapshotFiles())
 		maps.Copy(files, memoryFiles())
@@ -42,7 +43,7 @@ func TestHost(t *testing.T) {
 	for _, k := range kernelTests {
 		if all || !k.all {
 			t.Run(k.pkg, func(t *testing.T) {
-				v.RunTests(t, "/root/tests/"+filepath.Base(k.pkg), k.run, "BANGER_TEST_DM=1")
+				v.RunTests(t, hosttest.HostVMFiles+"/tests/"+filepath.Base(k.pkg), k.run, "BANGER_TEST_DM=1")
 			})
 		}
 	}
@@ -50,18 +51,5 @@ func TestHost(t *testing.T) {
 		t.Run("root disk dm-snapshot", func(t *testing.T) { snapshots(t, v) })
 		t.Run("out of memory", func(t *testing.T) { outOfMemory(t, v) })
 	}
-	t.Run("reboot", func(t *testing.T) { reboot(t, v) })
-}
-
-// The host in the VM keeps its disks over a reboot and over a power cut, and nothing else.
-func reboot(t *testing.T, v *hosttest.HostVM) {
-	const look = "cat /proc/sys/kernel/random/boot_id; cat /root/kept; ls /run/lost 2>/dev/null || true"
-	v.Must(t, "echo kept >/root/kept; sync; touch /run/lost")
-	before := v.Must(t, look)
-	for name, again := range map[string]func(testing.TB){"reboot": v.Reboot, "power cut": v.CutPower} {
-		again(t)
-		if after := v.Must(t, look); len(after) != len(before)-len("\n/run/lost") || after[36:] != "\nkept" || after == before {
-			t.Errorf("%s: %q before, %q after", name, before, after)
-		}
-	}
+	units(t, v)
 }
