@@ -73,7 +73,7 @@ func (s *server) vmRoutes(routes huma.API) {
 		"Oldest first.", nil},
 		func(ctx context.Context, caller uint32, _ *none) ([]api.VM, error) { return s.VMs.List(ctx, caller) })
 	route(s, routes, spec{"POST /vms", http.StatusAccepted, "create-vm", "Create a VM.",
-		"The VM is there, under its name, when the answer comes; the operation ends when it has been started, if that was asked for. What is absent takes the configured default.", []api.Code{api.CodeInvalid, api.CodeNotFound, api.CodeAlreadyExists, api.CodeConflict, api.CodeNoSpace}},
+		"The VM is there, under its name, when the answer comes; the operation ends when it has been started, if that was asked for. What is absent takes the configured default.", []api.Code{api.CodeInvalid, api.CodeNotFound, api.CodeAlreadyExists, api.CodeConflict, api.CodeNoSpace, api.CodeUnsupported}},
 		func(ctx context.Context, caller uint32, in *struct{ Body api.CreateVM }) (createdBody, error) {
 			vm, op, err := s.VMs.Create(ctx, caller, in.Body)
 			return createdBody{vm, op}, err

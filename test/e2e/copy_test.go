@@ -172,7 +172,7 @@ func copyDaemonKilled(t *testing.T, h *hosttest.Host) {
 		t.Fatal(err)
 	}
 	for _, args := range [][2]string{{"m:/srv/big", dir + "/out"}, {big, "m:/srv/k/in"}} {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 		errs := &buffer{}
 		cmd := h.Command(ctx, "vm", "cp", args[0], args[1])
 		cmd.Stderr = errs
@@ -238,7 +238,7 @@ func logsFollowed(t *testing.T, h *hosttest.Host) {
 		h.Must(t, "vm", "exec", "m", "--", "sh", "-c", fmt.Sprintf("echo said-$((%d+40)) >/dev/console", n))
 	}
 	say(1)
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	out := &buffer{}
 	cmd := h.Command(ctx, "vm", "logs", "--follow", "--tail", "1", "m")

@@ -76,7 +76,7 @@ func streams(t *testing.T, h *hosttest.Host) {
 // signals checks that what the command line is sent reaches the command.
 func signals(t *testing.T, h *hosttest.Host) {
 	for name, signal := range map[string]syscall.Signal{"INT": syscall.SIGINT, "TERM": syscall.SIGTERM} {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 		script := fmt.Sprintf("trap 'exit 5' %s; echo ready; while :; do sleep 0.1; done", name)
 		out := &buffer{}
 		cmd := h.Command(ctx, "vm", "exec", "m", "--", "sh", "-c", script)
@@ -116,7 +116,7 @@ func inside(t *testing.T, h *hosttest.Host) {
 		t.Errorf("the guest's clock is off by %v (%v)", off, err)
 	}
 	// PID 1 buries what others leave behind.
-	orphans := "for i in 1 2 3 4 5; do (sleep 0.2 &) ; done; sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status"
+	orphans := "for i in 1 2 3 4 5; do (sleep 0.2 &) ; done; while pidof sleep >/dev/null; do sleep 0.1; done; sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status"
 	if r := h.Banger(t, "vm", "exec", "m", "--", "sh", "-c", orphans); r.Stdout != "" {
 		t.Errorf("zombies in the guest: %s", r.Stdout)
 	}
@@ -137,7 +137,7 @@ func names(t *testing.T, h *hosttest.Host) {
 
 // daemonKilled kills the daemon under a command that writes.
 func daemonKilled(t *testing.T, h *hosttest.Host) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	var want strings.Builder
 	for i := range 40 {

@@ -54,7 +54,7 @@ func TestNetwork(t *testing.T) {
 
 	n := &network{Host: h}
 	h.Must(t, "vm", "run", "--name", "a", "--memory", "192M", "--", "true")
-	h.Must(t, "vm", "run", "--name", "b", "--memory", "192M", "--", "sh", "-c", listener+" >/dev/null 2>&1 & sleep 0.5")
+	h.Must(t, "vm", "run", "--name", "b", "--memory", "192M", "--", "sh", "-c", listener+" >/dev/null 2>&1 & until bash -c 'cat </dev/tcp/127.0.0.1/7000' >/dev/null 2>&1; do sleep 0.1; done")
 	n.a, n.b = show(t, h, "a"), show(t, h, "b")
 	n.gateway = h.Must(t, "vm", "exec", "a", "--", "sh", "-c", "ip route show default | cut -d' ' -f3")
 	n.resolver = h.Must(t, "vm", "exec", "a", "--", "sed", "-n", "s/^nameserver //p", "/etc/resolv.conf")
@@ -124,7 +124,7 @@ func (n *network) ways(t *testing.T) {
 	n.Must(t, "vm", "exec", "a", "--", "ip", "route", "del", n.b.IP+"/32")
 	n.try(t, "a", "", map[string]bool{n.b.IP + ":7000": false}) // bridged
 	// The host may call guests, and b does answer.
-	conn, err := net.DialTimeout("tcp", n.b.IP+":7000", 5*time.Second)
+	conn, err := net.DialTimeout("tcp", n.b.IP+":7000", time.Minute)
 	if err != nil {
 		t.Fatalf("the host calls b: %v", err)
 	}
@@ -253,7 +253,7 @@ func (n *network) daemonKilled(t *testing.T) {
 	})
 	defer l.Close()
 	n.Must(t, "vm", "exec", "a", "--", "sh", "-c", echo+" >/dev/null 2>&1 &")
-	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	conn, err := l.Accept()
@@ -266,7 +266,7 @@ func (n *network) daemonKilled(t *testing.T) {
 		t.Helper()
 		_, err := fmt.Fprintln(conn, when)
 		if err == nil {
-			err = conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+			err = conn.SetReadDeadline(time.Now().Add(time.Minute))
 		}
 		if back, rerr := lines.ReadString('\n'); err != nil || rerr != nil || strings.TrimSpace(back) != when {
 			t.Errorf("%s: the connection gives %q back (%v, %v)", when, back, err, rerr)

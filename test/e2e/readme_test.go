@@ -80,7 +80,7 @@ func TestTour(t *testing.T) {
 	h := hosttest.New(t)
 	h.OnMachine(t) // where the distribution's packages come from
 	for _, step := range tour(t) {
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 		cmd := exec.CommandContext(ctx, "bash", "-c", step.command)
 		path := "PATH=" + filepath.Dir(h.Program()) + ":" + os.Getenv("PATH")
 		cmd.Env = slices.Concat(os.Environ(), h.Env(), []string{path})

@@ -41,7 +41,7 @@ func (b *buffer) String() string {
 // await waits for a text in the output.
 func (b *buffer) await(t *testing.T, text string) {
 	t.Helper()
-	end := time.Now().Add(3 * time.Minute)
+	end := time.Now().Add(10 * time.Minute)
 	for !strings.Contains(b.String(), text) {
 		if time.Now().After(end) {
 			t.Fatalf("no %q in the output:\n%s", text, b)
@@ -54,7 +54,7 @@ func (b *buffer) await(t *testing.T, text string) {
 func largeInput(t *testing.T, h *hosttest.Host) {
 	const size = 64 << 20
 	sent, received := sha256.New(), &sink{Hash: sha256.New()}
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	errs := &buffer{}
 	cmd := h.Command(ctx, "vm", "exec", "m", "--", "cat")
@@ -81,9 +81,24 @@ func (s *sink) Write(p []byte) (int, error) {
 	return s.Hash.Write(p)
 }
 
+// interruptSleep presses Ctrl-C on a terminal until a shell there answers again: the
+// first one is lost where the shell is about to start the command.
+func interruptSleep(t *testing.T, send func(string), out *buffer) {
+	t.Helper()
+	var pressed time.Time
+	hosttest.Eventually(t, 30*time.Second, "Ctrl-C ends sleep", func() bool {
+		if time.Since(pressed) > 3*time.Second {
+			send("\x03")
+			pressed = time.Now()
+		}
+		send("echo interrupted $((40+6))\r")
+		return strings.Contains(out.String(), "interrupted 46")
+	})
+}
+
 // terminal drives the command line on a terminal of its own.
 func terminal(t *testing.T, h *hosttest.Host) {
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	cmd := h.Command(ctx, "vm", "exec", "-it", "m", "--", "sh")
 	tty, err := pty.StartWithSize(cmd, &pty.Winsize{Rows: 24, Cols: 80})
@@ -119,11 +134,7 @@ func terminal(t *testing.T, h *hosttest.Host) {
 	// of its input when the signal came, so the question is repeated.
 	send("echo asleep $((40+5)); sleep 1000\r")
 	out.await(t, "asleep 45")
-	send("\x03")
-	hosttest.Eventually(t, 30*time.Second, "Ctrl-C ends sleep", func() bool {
-		send("echo interrupted $((40+6))\r")
-		return strings.Contains(out.String(), "interrupted 46")
-	})
+	interruptSleep(t, send, out)
 	send("exit 7\r")
 	err = cmd.Wait()
 	exit, ok := errors.AsType[*exec.ExitError](err)

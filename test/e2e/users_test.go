@@ -22,7 +22,7 @@ const group = "nogroup"
 // as runs a command line of banger as another user of the host, in one group.
 func as(t *testing.T, h *hosttest.Host, program string, uid, gid uint32, args ...string) hosttest.Result {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
 	defer cancel()
 	cmd := h.Command(ctx, args...)
 	cmd.Path, cmd.Dir = program, "/"
