@@ -160,7 +160,7 @@ func overwrite(t *testing.T, file, text string) {
 // of nothing here; but for a subnet, which is a choice.
 func TestRestoreElsewhere(t *testing.T) {
 	w := newWorld(t)
-	n, ledger := w.daemon(w.db)
+	n, _ := w.daemon(w.db)
 	_, a := w.attach(n, "a")
 	other, err := linux.NewNetNS()
 	if err != nil {
@@ -198,7 +198,7 @@ func TestRestoreElsewhere(t *testing.T) {
 	if err := m.Settle(t.Context()); err != nil {
 		t.Error(err)
 	}
-	_, ledger = w.daemon(w.db)
+	_, ledger := w.daemon(w.db)
 	if err := ledger.Recover(t.Context(), func(string) bool { return false }); err != nil {
 		t.Error(err)
 	}
