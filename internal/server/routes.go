@@ -225,7 +225,7 @@ func (s *server) imageRoutes(routes huma.API) {
 			return imageOut(i), err
 		})
 	route(s, routes, spec{"POST /images/pull", http.StatusAccepted, "pull-image", "Get an image from a registry.",
-		"The image is the caller's, under the name by which it was asked for; an image that had the name loses it. The result of the operation is that name.", nil},
+		"The image is the caller's, under the name by which it was asked for; an image that had the name loses it. The result of the operation is that name.", []api.Code{api.CodeInvalid}},
 		func(_ context.Context, caller uint32, in *struct{ Body api.PullImage }) (operationBody, error) {
 			op := s.Operations.Make(caller, "image.pull", in.Body.Ref, func(ctx context.Context, report api.Reporter) (string, error) {
 				i, err := s.Images.Pull(ctx, caller, in.Body, report)
