@@ -42,8 +42,11 @@ func (db *DB) DeleteResource(ctx context.Context, id string) error {
 
 // Resources implements resource.Store.
 func (db *DB) Resources(ctx context.Context, owner string) ([]resource.Ref, error) {
-	rows, err := db.sql.QueryContext(ctx,
-		`SELECT seq, id, owner, kind, name, spec, state, boot_id, run, error FROM resource WHERE ?1 = '' OR owner = ?1 ORDER BY seq`, owner)
+	query, args := `SELECT seq, id, owner, kind, name, spec, state, boot_id, run, error FROM resource `, []any{}
+	if owner != "" { // a query of its own, so that it goes by the index
+		query, args = query+`WHERE owner = ? `, append(args, owner)
+	}
+	rows, err := db.sql.QueryContext(ctx, query+`ORDER BY seq`, args...)
 	return collect(rows, err, func(rows *sql.Rows, r *resource.Ref) error {
 		var spec string
 		err := rows.Scan(&r.Seq, &r.ID, &r.Owner, &r.Kind, &r.Name, &spec, &r.State, &r.BootID, &r.Run, &r.Error)

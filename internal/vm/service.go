@@ -159,7 +159,10 @@ func (s *Service) resume(ctx context.Context, o *owner) (exists bool) {
 		lastError = err.Error()
 	}
 	o.record(WantStopped, lastError)
-	if settled, err := s.settle(ctx, o.rec); err != nil { // it may be of an earlier version
+	if o.rec.complete() { // whether the host has room for its address still, its start finds out
+		return true
+	}
+	if settled, err := s.settle(ctx, o.rec); err != nil {
 		s.log.Error("complete VM; its next start tries again", "vm", rec.Name, "err", err)
 	} else if err := o.commit(ctx, settled); err != nil {
 		s.log.Error("record VM", "vm", rec.Name, "err", err)

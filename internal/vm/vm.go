@@ -64,6 +64,11 @@ type Record struct {
 	LastError string
 }
 
+// complete says that the record lacks nothing that a VM of this version has.
+func (r Record) complete() bool {
+	return r.HostKey != "" && r.UID != 0 && (r.Network != api.NetworkBridge || r.IP.IsValid() && r.MAC != "")
+}
+
 // Store keeps the records. Every method is a transaction that is durable when it
 // returns.
 type Store interface {
