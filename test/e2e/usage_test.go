@@ -86,7 +86,7 @@ func TestAdmission(t *testing.T) {
 		t.Fatal(err)
 	}
 	filler := filepath.Join(h.Paths.State, "filler")
-	if err := os.WriteFile(filler, make([]byte, u.Available-(30<<20)-(14<<20)), 0o600); err != nil {
+	if err := os.WriteFile(filler, make([]byte, u.Available-(30<<20)-(18<<20)), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(t.TempDir(), "big.tar")
