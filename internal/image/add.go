@@ -21,8 +21,9 @@ const (
 
 // Add makes an image of an artifact: each layer that is not here becomes a disk while
 // it arrives. Replace lets the name, if owner has an image of it, mean the new one. On
-// an error nothing is visible; of what arrived whole layers stay, where Add was to
-// replace, until an image takes them or a sweep. Errors: invalid, naming layer and entry; no_space; already_exists; conflict.
+// an error nothing is visible; where Add was to replace, layers that arrived whole stay
+// until an image takes them or a sweep. Errors: invalid, naming layer and entry;
+// no_space; already_exists; conflict.
 func (m *Manager) Add(ctx context.Context, owner uint32, name string, replace bool, art Artifact, report api.Reporter) (Image, error) {
 	if !validName.MatchString(name) {
 		return Image{}, badName(name)
