@@ -114,7 +114,15 @@ func (db *DB) run(ctx context.Context, fn func(*sql.Tx) error) error {
 	if isFull(err) && restart(ctx, db.sql) == nil {
 		err = db.try(ctx, fn)
 	}
+	if ctx.Err() != nil && (errors.Is(err, sql.ErrTxDone) || isInterrupt(err)) {
+		return fmt.Errorf("use database: %w", ctx.Err()) // which rolled it back
+	}
 	return err
+}
+
+func isInterrupt(err error) bool {
+	se, ok := errors.AsType[*sqlite.Error](err)
+	return ok && se.Code() == sqlite3.SQLITE_INTERRUPT
 }
 
 func (db *DB) try(ctx context.Context, fn func(*sql.Tx) error) error {
