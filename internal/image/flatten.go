@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"path"
@@ -89,18 +88,12 @@ func (f *flattener) flatten(root *node, archive func(layer int) (io.ReadCloser, 
 	if err := f.directory("", root); err != nil {
 		return err
 	}
-	wanted := map[int]map[int64][]string{}
-	for from, paths := range f.paths {
-		if wanted[from.layer] == nil {
-			wanted[from.layer] = map[int64][]string{}
-		}
-		wanted[from.layer][from.entry] = paths
-	}
 	buf := make([]byte, bufferSize)
-	for _, layer := range slices.Sorted(maps.Keys(wanted)) {
-		if err := f.files(layer, wanted[layer], archive, buf); err != nil {
-			return fmt.Errorf("read layer %d again: %w", layer, err)
-		}
+	err := reread(f.paths, archive, func(hdr *tar.Header, content io.Reader, paths []string) error {
+		return f.file(hdr, content, paths, buf)
+	})
+	if err != nil {
+		return err
 	}
 	return f.out.Close()
 }
@@ -113,11 +106,7 @@ func (f *flattener) directory(name string, n *node) error {
 		m = *n.meta
 	}
 	if n.opaque && name != "" {
-		m.xattrs = maps.Clone(m.xattrs)
-		if m.xattrs == nil {
-			m.xattrs = map[string]string{}
-		}
-		m.xattrs[opaqueXattr] = "y"
+		m = *m.hiding()
 	}
 	if name != "lost+found" || n.meta != nil {
 		if err := f.out.WriteHeader(m.header(path.Clean(name))); err != nil {
@@ -143,38 +132,21 @@ func (f *flattener) directory(name string, n *node) error {
 	return nil
 }
 
-// files writes those files whose content is in one layer.
-func (f *flattener) files(layer int, wanted map[int64][]string, archive func(int) (io.ReadCloser, error), buf []byte) error {
-	r, err := archive(layer)
+// file writes a file, and its further names as links to it.
+func (f *flattener) file(hdr *tar.Header, content io.Reader, paths []string, buf []byte) error {
+	clean, _, err := cleaned(hdr, paths[0])
 	if err != nil {
 		return err
 	}
-	defer r.Close()
-	in := tar.NewReader(r)
-	for ordinal := int64(0); len(wanted) > 0; ordinal++ {
-		hdr, err := in.Next()
-		if err != nil {
+	if err := f.out.WriteHeader(clean); err != nil {
+		return err
+	}
+	if _, err := io.CopyBuffer(struct{ io.Writer }{f.out}, onlyReader{content}, buf); err != nil {
+		return err
+	}
+	for _, link := range paths[1:] {
+		if err := f.out.WriteHeader(&tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeLink, Name: link, Linkname: paths[0]}); err != nil {
 			return err
-		}
-		paths := wanted[ordinal]
-		if paths == nil {
-			continue
-		}
-		delete(wanted, ordinal)
-		clean, _, err := cleaned(hdr, paths[0])
-		if err != nil {
-			return err
-		}
-		if err := f.out.WriteHeader(clean); err != nil {
-			return err
-		}
-		if _, err := io.CopyBuffer(struct{ io.Writer }{f.out}, onlyReader{in}, buf); err != nil {
-			return err
-		}
-		for _, link := range paths[1:] {
-			if err := f.out.WriteHeader(&tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeLink, Name: link, Linkname: paths[0]}); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -3,11 +3,9 @@ package image
 import (
 	"archive/tar"
 	"errors"
-	"fmt"
 	"io"
 	"maps"
 	"path"
-	"slices"
 	"strings"
 	"time"
 )
@@ -217,17 +215,16 @@ func (f *filter) writeCopies(out *tar.Writer, buf []byte) error {
 			l.to.path = l.header.Name
 		}
 	}
-	wanted := map[int]map[int64]*copied{}
-	for from, c := range s.copies {
-		if wanted[from.layer] == nil {
-			wanted[from.layer] = map[int64]*copied{}
+	err := reread(s.copies, s.archive, func(hdr *tar.Header, content io.Reader, c *copied) error {
+		clean, _, err := cleaned(hdr, c.path)
+		if err != nil {
+			return err
 		}
-		wanted[from.layer][from.entry] = c
-	}
-	for _, layer := range slices.Sorted(maps.Keys(wanted)) {
-		if err := f.copyFrom(layer, wanted[layer], out, buf); err != nil {
-			return fmt.Errorf("read layer %d again: %w", layer, err)
-		}
+		f.last = c.path
+		return f.copy(out, clean, content, buf)
+	})
+	if err != nil {
+		return err
 	}
 	for _, l := range s.links {
 		if l.header.Name == l.to.path {
@@ -235,35 +232,6 @@ func (f *filter) writeCopies(out *tar.Writer, buf []byte) error {
 		}
 		l.header.Linkname = l.to.path
 		if err := out.WriteHeader(l.header); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (f *filter) copyFrom(layer int, wanted map[int64]*copied, out *tar.Writer, buf []byte) error {
-	archive, err := f.stack.archive(layer)
-	if err != nil {
-		return err
-	}
-	defer archive.Close()
-	in := tar.NewReader(archive)
-	for ordinal := int64(0); len(wanted) > 0; ordinal++ {
-		hdr, err := in.Next()
-		if err != nil {
-			return err
-		}
-		c := wanted[ordinal]
-		if c == nil {
-			continue
-		}
-		delete(wanted, ordinal)
-		clean, _, err := cleaned(hdr, c.path)
-		if err != nil {
-			return err
-		}
-		f.last = c.path
-		if err := f.copy(out, clean, in, buf); err != nil {
 			return err
 		}
 	}
@@ -350,12 +318,17 @@ func (f *filter) makeOpaque(out *tar.Writer, at place) error {
 	if n.meta != nil {
 		m = *n.meta
 	}
+	return out.WriteHeader(m.hiding().header(at.name()))
+}
+
+// hiding is m with the mark of a directory that hides those below it.
+func (m meta) hiding() *meta {
 	m.xattrs = maps.Clone(m.xattrs)
 	if m.xattrs == nil {
 		m.xattrs = map[string]string{}
 	}
 	m.xattrs[opaqueXattr] = "y"
-	return out.WriteHeader(m.header(at.name()))
+	return &m
 }
 
 // merge is what two trees look like, one above the other. Neither is changed.
