@@ -40,6 +40,9 @@ type VM struct {
 	IP        string     `json:"ip,omitempty" doc:"Its IPv4 address, where it is on the network."`
 	MAC       string     `json:"mac,omitempty" doc:"Its Ethernet address, where it is on the network."`
 	Init      bool       `json:"init" doc:"Process 1 is the image's own init instead of the agent."`
+	Command   []string   `json:"command,omitempty" doc:"The image's own command: its entrypoint and its arguments."`
+	Ports     []string   `json:"ports,omitempty" doc:"The ports that the image exposes, e.g. 80/tcp."`
+	Health    *Health    `json:"health,omitempty" doc:"What the image's health check has found, while it runs."`
 	Ephemeral bool       `json:"ephemeral" doc:"Deleted when its lease ends (vm run --rm)."`
 	Engine    string     `json:"engine,omitempty" doc:"The VMM and its accelerator, e.g. qemu/kvm; while it runs."`
 	PID       int        `json:"pid,omitempty" doc:"Process id of the VMM, while it runs."`
@@ -180,6 +183,9 @@ type Image struct {
 	Entries int64     `json:"entries" doc:"Number of files, directories and other entries in it."`
 	Source  string    `json:"source,omitempty" doc:"The repository that it was pulled from; empty for what was made here."`
 	Digest  string    `json:"digest,omitempty" doc:"Digest of the manifest that it came with, sha256:..., by which the registry knows it."`
+
+	Platform string      `json:"platform" doc:"The machine that it is for, e.g. linux/amd64; linux/ where it does not say."`
+	Config   ImageConfig `json:"config" doc:"How it is to be run."`
 }
 
 // Layer is one read-only disk of an image.

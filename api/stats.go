@@ -37,11 +37,12 @@ type HostStats struct {
 	Disk   int64   `json:"disk" doc:"Bytes that the VM's own files take on the host's disk."`
 }
 
-// Port is a socket of a VM at which something listens.
+// Port is a socket of a VM at which something listens, or a port that its image exposes.
 type Port struct {
 	Protocol string `json:"protocol" enum:"tcp,udp" doc:"The protocol."`
-	Address  string `json:"address" doc:"The address that it is bound to; 0.0.0.0 or :: for any."`
+	Address  string `json:"address" doc:"The address that it is bound to; 0.0.0.0 or :: for any. Empty where nothing listens."`
 	Port     uint16 `json:"port" doc:"The port's number."`
+	Exposed  bool   `json:"exposed" doc:"Whether it is a port that the image exposes."`
 	PID      int    `json:"pid,omitempty" doc:"A process in the VM that has the socket, where there is one."`
 	Process  string `json:"process,omitempty" doc:"The name of that process."`
 }

@@ -94,10 +94,13 @@ type ExecOpen struct {
 	Spec   ExecSpec `json:"spec"`
 }
 
-// ExecSpec is the command of an exec session.
+// ExecSpec is the command of an exec session. What it leaves open is as the VM's image
+// says, and then as follows.
 type ExecSpec struct {
-	Command []string   `json:"command,omitempty"` // empty: the user's login shell
-	Env     []string   `json:"env,omitempty"`     // NAME=value, beyond PATH, HOME, USER and TERM
+	Command []string   `json:"command,omitempty"` // empty: the user's shell
+	Image   bool       `json:"image,omitempty"`   // the image's own command; Command is empty
+	Detach  bool       `json:"detach,omitempty"`  // it runs on by itself, without input; its output goes to the console
+	Env     []string   `json:"env,omitempty"`     // NAME=value, beyond PATH, HOME, USER, TERM and those of the image
 	Dir     string     `json:"dir,omitempty"`     // empty: the user's home
 	User    string     `json:"user,omitempty"`    // name or uid, with :group or :gid; empty: root
 	TTY     bool       `json:"tty,omitempty"`

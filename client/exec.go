@@ -22,10 +22,12 @@ import (
 
 // ExecOptions say what Exec runs in a VM, and with what it connects it.
 type ExecOptions struct {
-	Command []string // empty: the user's login shell
-	Env     []string // NAME=value
-	Dir     string   // empty: the user's home
-	User    string   // name or uid, with :group or :gid; empty: root
+	Command []string // empty: the user's shell
+	Image   bool     // the image's own command; Command is empty
+	Detach  bool     // Exec returns when it has started; its output goes to the console. No input, no TTY
+	Env     []string // NAME=value, beyond those of the image
+	Dir     string   // empty: the image's directory, else the user's home
+	User    string   // name or uid, with :group or :gid; empty: the image's, else root
 	TTY     bool
 	Size    api.WindowSize // of the terminal at first
 
@@ -277,7 +279,7 @@ func (e *execution) attach(ctx context.Context, ws *websocket.Conn) error {
 	defer func() { _ = ws.CloseNow() }() // before the wait: it ends a write that stands still
 	open := api.ExecOpen{ID: e.id, Resume: e.greetings > 0, After: e.written}
 	o := e.opts
-	open.Spec = api.ExecSpec{Command: o.Command, Env: o.Env, Dir: o.Dir, User: o.User, TTY: o.TTY, Size: o.Size, Stdin: o.Stdin != nil}
+	open.Spec = api.ExecSpec{Command: o.Command, Image: o.Image, Detach: o.Detach, Env: o.Env, Dir: o.Dir, User: o.User, TTY: o.TTY, Size: o.Size, Stdin: o.Stdin != nil}
 	first := api.JSONFrame(api.FrameOpen, 0, open)
 	if len(first.Data)+64 > api.MaxOpen {
 		return permanent{api.Errorf(api.CodeInvalid, "exec: command and environment are larger than %d bytes", api.MaxOpen)}
@@ -310,6 +312,10 @@ func (e *execution) attach(ctx context.Context, ws *websocket.Conn) error {
 			}
 			greeted = true
 			e.greetings++
+			if o.Detach {
+				e.status = &api.ExecStatus{}
+				return ws.Close(websocket.StatusNormalClosure, "")
+			}
 			writer.Go(func() {
 				if e.sendAll(ctx, ws, f.Seq) != nil {
 					cancel()

@@ -19,6 +19,10 @@ import (
 	"banger/internal/linux"
 )
 
+// consoleFile gets the output of commands that run by themselves; tests put another in
+// its place.
+var consoleFile = "/dev/console"
+
 const (
 	defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 	// After the command's end, what its output pipes still hold is passed on.
@@ -35,10 +39,23 @@ func (s *session) start(spec api.ExecSpec) error {
 	if err != nil {
 		return err
 	}
+	put := func(o output) func([]byte) bool {
+		return func(b []byte) bool { return s.put(api.Frame{Type: o.frame, Data: slices.Clone(b)}) }
+	}
+	if spec.Detach {
+		spec.TTY, spec.Stdin = false, false
+		console, err := os.OpenFile(consoleFile, os.O_WRONLY|syscall.O_NOCTTY, 0)
+		if err != nil {
+			return api.Errorf(api.CodeGuest, "exec: %w", err)
+		}
+		s.console = console
+		put = func(output) func([]byte) bool {
+			return func(b []byte) bool { _, err := console.Write(b); return err == nil }
+		}
+	}
 	cmd, err := newCommand(spec, u)
 	if err != nil {
-		s.refuse(err)
-		return nil
+		return s.refuse(err)
 	}
 	streams, err := connect(cmd, spec)
 	if err != nil {
@@ -48,15 +65,14 @@ func (s *session) start(spec api.ExecSpec) error {
 	streams.closeChild()
 	if err != nil {
 		streams.closeOurs()
-		s.refuse(err)
-		return nil
+		return s.refuse(err)
 	}
 	s.pgid, s.resize = cmd.Process.Pid, streams.resize
 	ended := make(chan struct{})
 	var outputs sync.WaitGroup
 	for _, o := range streams.outputs {
 		outputs.Go(func() {
-			pump(o.file, ended, func(b []byte) bool { return s.put(api.Frame{Type: o.frame, Data: slices.Clone(b)}) })
+			pump(o.file, ended, put(o))
 		})
 	}
 	go s.feed(streams.input, spec, ended)
@@ -64,8 +80,13 @@ func (s *session) start(spec api.ExecSpec) error {
 	return nil
 }
 
-// refuse makes the session that of a command that did not start.
-func (s *session) refuse(err error) {
+// refuse makes the session that of a command that did not start; for one that nobody
+// waits for it is an error.
+func (s *session) refuse(err error) error {
+	if s.console != nil {
+		_ = s.console.Close()
+		return api.Errorf(api.CodeInvalid, "exec: %w", err)
+	}
 	code := 126
 	if isMissing(err) {
 		code = 127
@@ -73,6 +94,7 @@ func (s *session) refuse(err error) {
 	s.inClosed = true
 	s.put(api.Frame{Type: api.FrameStderr, Data: []byte("banger: " + err.Error() + "\n")})
 	s.put(api.JSONFrame(api.FrameExit, 0, api.ExecStatus{Code: code}))
+	return nil
 }
 
 // isMissing says that a command did not start because there is none of the name.
@@ -91,6 +113,9 @@ func newCommand(spec api.ExecSpec, u user) (*exec.Cmd, error) {
 	if dir == "" {
 		dir = homeOf(u)
 	}
+	if _, err := os.Stat(dir); err != nil { // else it would be the program that is said not to be there
+		return nil, fmt.Errorf("enter its directory: %w", err)
+	}
 	cmd := &exec.Cmd{Env: env, Dir: dir, SysProcAttr: &syscall.SysProcAttr{}}
 	if len(argv) == 0 {
 		shell, err := loginShell(u)
@@ -98,6 +123,9 @@ func newCommand(spec api.ExecSpec, u user) (*exec.Cmd, error) {
 			return nil, err
 		}
 		cmd.Path, argv = shell, []string{"-" + filepath.Base(shell)}
+		if pathOf(spec.Env) != "" && pathOf(spec.Env) != defaultPath { // which a login shell would replace by that of /etc/profile
+			argv[0] = filepath.Base(shell)
+		}
 	} else {
 		path, err := lookPath(argv[0], dir, env)
 		if err != nil {
@@ -147,29 +175,32 @@ func lookPath(name, dir string, env []string) (string, error) {
 		return path, check(path)
 	}
 	var denied error
-	for _, e := range slices.Backward(env) {
-		list, ok := strings.CutPrefix(e, "PATH=")
-		if !ok {
-			continue
+	for _, d := range filepath.SplitList(pathOf(env)) {
+		if !filepath.IsAbs(d) {
+			d = filepath.Join(dir, d)
 		}
-		for _, d := range filepath.SplitList(list) {
-			if !filepath.IsAbs(d) {
-				d = filepath.Join(dir, d)
-			}
-			err := check(filepath.Join(d, name))
-			if err == nil {
-				return filepath.Join(d, name), nil
-			}
-			if !errors.Is(err, fs.ErrNotExist) && denied == nil {
-				denied = err
-			}
+		err := check(filepath.Join(d, name))
+		if err == nil {
+			return filepath.Join(d, name), nil
 		}
-		break
+		if !errors.Is(err, fs.ErrNotExist) && denied == nil {
+			denied = err
+		}
 	}
 	if denied != nil {
 		return "", denied
 	}
 	return "", fmt.Errorf("%s: command not found: %w", name, exec.ErrNotFound)
+}
+
+// pathOf is the PATH of an environment, the last one that it has.
+func pathOf(env []string) string {
+	for _, e := range slices.Backward(env) {
+		if list, ok := strings.CutPrefix(e, "PATH="); ok {
+			return list
+		}
+	}
+	return ""
 }
 
 func check(path string) error {
@@ -359,6 +390,7 @@ func (s *session) wait(cmd *exec.Cmd, p *streams, ended chan struct{}, outputs *
 	_ = linux.AwaitExit(cmd.Process.Pid)
 	s.mu.Lock()
 	s.pgid = 0
+	s.notify()
 	s.mu.Unlock()
 	_ = cmd.Wait() // the status is read below
 	close(ended)
@@ -374,6 +406,10 @@ func (s *session) wait(cmd *exec.Cmd, p *streams, ended chan struct{}, outputs *
 	status := api.ExecStatus{Code: cmd.ProcessState.ExitCode()}
 	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		status = api.ExecStatus{Signal: linux.SignalName(int(ws.Signal()))}
+	}
+	if s.console != nil {
+		_, _ = fmt.Fprintf(s.console, "banger-agent: the command ended: %v\n", cmd.ProcessState)
+		_ = s.console.Close()
 	}
 	s.put(api.JSONFrame(api.FrameExit, 0, status))
 	s.mu.Lock()

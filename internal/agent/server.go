@@ -30,16 +30,24 @@ const (
 // Handler serves the agent's routes. poweroff is called once a request to power
 // off has been answered, with the time that the host will wait for it.
 func Handler(poweroff func(patience time.Duration)) http.Handler {
-	ss := &sessions{byID: make(map[string]*session)}
-	sshd := newSSHServer()
+	img := &image{}
+	ss := &sessions{image: img, byID: make(map[string]*session)}
+	sshd := newSSHServer(img)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", health)
-	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, r *http.Request) { configure(w, r, sshd) })
+	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, r *http.Request) { configure(w, r, sshd, img) })
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, r *http.Request) {
 		var p wire.PowerOff
 		_ = json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(&p) // without a body: without patience
 		w.WriteHeader(http.StatusNoContent)
-		time.AfterFunc(50*time.Millisecond, func() { poweroff(p.Patience) }) // the answer gets out first
+		until, begun := mainDeadline(p.Patience), time.Now()
+		time.AfterFunc(50*time.Millisecond, func() { // the answer gets out first
+			ss.stopMain(until)
+			if p.Patience > 0 {
+				p.Patience -= time.Since(begun)
+			}
+			poweroff(p.Patience)
+		})
 	})
 	mux.HandleFunc("GET /exec", ss.serve)
 	mux.HandleFunc("GET /ssh", sshd.serve)
@@ -47,6 +55,7 @@ func Handler(poweroff func(patience time.Duration)) http.Handler {
 	fileRoutes(mux)
 	mux.HandleFunc("GET /stats", stats)
 	mux.HandleFunc("GET /ports", ports)
+	mux.HandleFunc("GET /image-health", img.imageHealth)
 	return mux
 }
 
@@ -86,13 +95,16 @@ func started() float64 {
 	return ticks / 100
 }
 
-func configure(w http.ResponseWriter, r *http.Request, sshd *sshServer) {
+func configure(w http.ResponseWriter, r *http.Request, sshd *sshServer, img *image) {
 	var c wire.Configure
-	err := json.NewDecoder(io.LimitReader(r.Body, maxBody)).Decode(&c)
+	err := json.NewDecoder(io.LimitReader(r.Body, wire.MaxConfigure)).Decode(&c)
 	if err == nil {
 		err = apply(c)
 		if c.SSH != nil {
 			err = errors.Join(err, sshd.configure(*c.SSH))
+		}
+		if c.Image != nil {
+			img.configure(*c.Image)
 		}
 	}
 	if err != nil {

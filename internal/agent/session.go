@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"os"
 	"sync"
 	"time"
 
@@ -19,8 +20,9 @@ const (
 
 // sessions are the exec sessions by id.
 type sessions struct {
-	mu   sync.Mutex
-	byID map[string]*session
+	image *image
+	mu    sync.Mutex
+	byID  map[string]*session
 }
 
 // open finds the session of o or begins it.
@@ -37,7 +39,11 @@ func (ss *sessions) open(o api.ExecOpen) (*session, error) {
 	if len(ss.byID) >= maxSessions {
 		return nil, api.Errorf(api.CodeConflict, "exec: %d commands run in this VM, no more are allowed", maxSessions)
 	}
-	s := &session{changed: make(chan struct{}), gone: make(chan struct{})}
+	spec, err := complete(o.Spec, ss.image.now())
+	if err != nil {
+		return nil, err
+	}
+	s := &session{changed: make(chan struct{}), gone: make(chan struct{}), main: spec.Image || spec.Detach, alone: spec.Detach}
 	s.drop = func() {
 		ss.mu.Lock()
 		delete(ss.byID, o.ID)
@@ -45,17 +51,19 @@ func (ss *sessions) open(o api.ExecOpen) (*session, error) {
 		s.timer(0, nil)
 		s.goneOnce.Do(func() { close(s.gone) })
 	}
-	if err := s.start(o.Spec); err != nil {
+	if err := s.start(spec); err != nil {
 		return nil, err
 	}
 	ss.byID[o.ID] = s
-	s.timer(keepDetached, s.hangUp)
+	s.expire(false)
 	return s, nil
 }
 
 // session is a command that runs, or ran, and what its client has not had yet.
 type session struct {
 	drop     func()
+	main     bool          // the VM is there for its command: it gets the image's stop signal
+	alone    bool          // no client is needed for it to go on
 	gone     chan struct{} // closed when the session is dropped
 	goneOnce sync.Once
 
@@ -73,6 +81,7 @@ type session struct {
 	inClosed bool   // the command takes no more
 	attached int    // number of the connection that is attached; 0 for none
 	attaches int
+	console  *os.File
 	pgid     int // 0 once the command has ended
 	resize   func(api.WindowSize) error
 	expiry   *time.Timer
@@ -227,9 +236,11 @@ func (s *session) expire(exited bool) {
 	select {
 	case <-s.gone:
 	default:
-		if exited {
+		switch {
+		case exited:
 			s.timer(keepExited, s.drop)
-		} else {
+		case s.alone:
+		default:
 			s.timer(keepDetached, s.hangUp)
 		}
 	}

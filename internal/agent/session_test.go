@@ -355,7 +355,7 @@ func TestTerminalWithoutInput(t *testing.T) {
 }
 
 func TestTooManySessions(t *testing.T) {
-	ss := &sessions{byID: map[string]*session{}}
+	ss := &sessions{image: &image{}, byID: map[string]*session{}}
 	for i := range maxSessions {
 		ss.byID[fmt.Sprint(i)] = nil
 	}

@@ -32,6 +32,7 @@ const (
 // authentication. Whoever has one of the keys may log in as any user of the
 // guest. It has no keys, and refuses everybody, until it is configured.
 type sshServer struct {
+	image               *image
 	hostConns, tcpConns chan struct{} // a token for each connection
 
 	mu      sync.Mutex
@@ -41,8 +42,8 @@ type sshServer struct {
 	watch   sync.Once
 }
 
-func newSSHServer() *sshServer {
-	return &sshServer{hostConns: make(chan struct{}, maxSSHConns), tcpConns: make(chan struct{}, maxSSHConns)}
+func newSSHServer(img *image) *sshServer {
+	return &sshServer{image: img, hostConns: make(chan struct{}, maxSSHConns), tcpConns: make(chan struct{}, maxSSHConns)}
 }
 
 // configure replaces host key and authorised keys, for connections to come.
@@ -143,7 +144,7 @@ func (s *sshServer) handle(conn net.Conn, tokens chan struct{}) {
 	if err != nil || conn.SetDeadline(time.Time{}) != nil {
 		return // who does not get in is told so by the protocol
 	}
-	c := newSSHConn(client)
+	c := newSSHConn(client, s.image)
 	go c.keepAlive()
 	go c.answer(requests)
 	for channel := range channels {

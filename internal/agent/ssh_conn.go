@@ -18,6 +18,7 @@ const maxForwards = 32 // listeners of a connection
 // sshConn is an authenticated connection.
 type sshConn struct {
 	*ssh.ServerConn
+	image    *image
 	ctx      context.Context
 	cancel   context.CancelFunc
 	channels chan struct{} // a token for each channel
@@ -26,8 +27,8 @@ type sshConn struct {
 	forwards map[string][]net.Listener // by the address that the client asked for; nil at the end
 }
 
-func newSSHConn(conn *ssh.ServerConn) *sshConn {
-	c := &sshConn{ServerConn: conn, channels: make(chan struct{}, maxSSHChannels), forwards: map[string][]net.Listener{}}
+func newSSHConn(conn *ssh.ServerConn, img *image) *sshConn {
+	c := &sshConn{ServerConn: conn, image: img, channels: make(chan struct{}, maxSSHChannels), forwards: map[string][]net.Listener{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -113,7 +114,7 @@ func windowSize(rows, cols uint32) api.WindowSize {
 }
 
 func (s *sshSession) spec(command []string) api.ExecSpec {
-	env := append(s.env, "SSH_CONNECTION="+addressWords(s.conn.RemoteAddr())+" "+addressWords(s.conn.LocalAddr()))
+	env := slices.Concat(s.conn.image.now().Env, s.env, []string{"SSH_CONNECTION=" + addressWords(s.conn.RemoteAddr()) + " " + addressWords(s.conn.LocalAddr())})
 	if s.tty && s.term != "" {
 		env = append(env, "TERM="+s.term)
 	}

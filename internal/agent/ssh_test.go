@@ -57,7 +57,7 @@ func startSSHD(t testing.TB) *sshd {
 	t.Cleanup(func() { _ = l.Close() })
 	host, text := newKey(t)
 	user, _ := newKey(t)
-	d := &sshd{sshServer: newSSHServer(), address: l.Addr().String(), host: host, user: user}
+	d := &sshd{sshServer: newSSHServer(&image{}), address: l.Addr().String(), host: host, user: user}
 	d.watch.Do(func() {}) // port 22 is this host's
 	if err := d.configure(wire.SSH{HostKey: text, AuthorizedKeys: []string{authorizedLine(user)}}); err != nil {
 		t.Fatal(err)
@@ -132,7 +132,7 @@ func TestSSHConfigureRefuses(t *testing.T) {
 		"two in a line":  {HostKey: text, AuthorizedKeys: []string{authorizedLine(key) + authorizedLine(key)}},
 		"too many lines": {HostKey: text, AuthorizedKeys: make([]string, maxAuthKeys+1)},
 	} {
-		s := newSSHServer()
+		s := newSSHServer(&image{})
 		s.watch.Do(func() {})
 		if err := s.configure(c); err == nil {
 			t.Errorf("%s: taken", name)
@@ -142,7 +142,7 @@ func TestSSHConfigureRefuses(t *testing.T) {
 
 func TestSSHBeforeConfiguration(t *testing.T) {
 	ours, theirs := net.Pipe()
-	go newSSHServer().handle(theirs, make(chan struct{}, 1))
+	go newSSHServer(&image{}).handle(theirs, make(chan struct{}, 1))
 	if b, err := io.ReadAll(ours); len(b) > 0 || err != nil {
 		t.Errorf("read %q (%v), want nothing", b, err)
 	}

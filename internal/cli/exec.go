@@ -34,8 +34,8 @@ func (g *guestCommand) add(c *cobra.Command) {
 	f.BoolVarP(&g.tty, "tty", "t", false, "give the command a terminal")
 	f.StringArrayVarP(&g.env, "env", "e", nil, "`NAME=value` for the command's environment; NAME alone takes yours; repeatable")
 	f.StringArrayVar(&g.envFiles, "env-file", nil, "`file` of lines as --env takes them; repeatable")
-	f.StringVarP(&g.user, "user", "u", "", "`user` to run as, name or uid, with :group or :gid (default root)")
-	f.StringVarP(&g.dir, "workdir", "w", "", "`directory` to run in (default the user's home)")
+	f.StringVarP(&g.user, "user", "u", "", "`user` to run as, name or uid, with :group or :gid (default the image's, else root)")
+	f.StringVarP(&g.dir, "workdir", "w", "", "`directory` to run in (default the image's, else the user's home)")
 	none := cobra.FixedCompletions(nil, cobra.ShellCompDirectiveNoFileComp)
 	for _, name := range []string{"env", "user", "workdir"} {
 		completeFlag(c, name, none)

@@ -4,9 +4,13 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"banger/api"
 	"banger/internal/bootstrap"
@@ -30,6 +34,7 @@ var imageKind = kind[api.Image]{
 		{"owner", func(i api.Image) string { return owner(i.Owner) }},
 		{"source", func(i api.Image) string { return i.Source }},
 		{"digest", func(i api.Image) string { return i.Digest }},
+		{"platform", func(i api.Image) string { return i.Platform }},
 		{"size", func(i api.Image) string { return size(i.Size) }},
 		{"entries", func(i api.Image) string { return str(i.Entries) }},
 		{"layers", func(i api.Image) string {
@@ -40,7 +45,45 @@ var imageKind = kind[api.Image]{
 			return strings.Join(layers, ", ")
 		}},
 		{"created", func(i api.Image) string { return when(i.Created) }},
+		{"entrypoint", func(i api.Image) string { return quoted(i.Config.Entrypoint) }},
+		{"command", func(i api.Image) string { return quoted(i.Config.Cmd) }},
+		{"user", func(i api.Image) string { return i.Config.User }},
+		{"directory", func(i api.Image) string { return i.Config.WorkingDir }},
+		{"environment", func(i api.Image) string { return quoted(i.Config.Env) }},
+		{"ports", func(i api.Image) string { return strings.Join(i.Config.ExposedPorts, ", ") }},
+		{"stop signal", func(i api.Image) string { return i.Config.StopSignal }},
+		{"health check", func(i api.Image) string { return healthcheck(i.Config.Healthcheck) }},
+		{"labels", func(i api.Image) string {
+			var labels []string
+			for _, name := range slices.Sorted(maps.Keys(i.Config.Labels)) {
+				labels = append(labels, name+"="+i.Config.Labels[name])
+			}
+			return quoted(labels)
+		}},
 	},
+}
+
+// quoted is a list of words as a shell would take it.
+func quoted(words []string) string {
+	var out []string
+	for _, w := range words {
+		if w == "" || strings.ContainsFunc(w, func(r rune) bool { return !strings.ContainsRune(plainRunes, r) }) {
+			w = "'" + strings.ReplaceAll(w, "'", `'\''`) + "'"
+		}
+		out = append(out, w)
+	}
+	return strings.Join(out, " ")
+}
+
+// plainRunes mean nothing but themselves to a shell.
+const plainRunes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./:=,@%+-"
+
+func healthcheck(h *api.Healthcheck) string {
+	if h == nil {
+		return ""
+	}
+	every := func(seconds float64) time.Duration { return time.Duration(seconds * float64(time.Second)) }
+	return fmt.Sprintf("%s (every %v, timeout %v, %d retries, start period %v)", quoted(h.Test[1:]), every(h.Interval), every(h.Timeout), h.Retries, every(h.StartPeriod))
 }
 
 func describeImage(i api.Image) string { return i.Name + " " + size(i.Size) + " " + shortID(i.ID) }

@@ -49,6 +49,14 @@ func set(t *testing.T, field reflect.Value) {
 		field.SetBool(true)
 	case reflect.Int, reflect.Int64:
 		field.SetInt(4711)
+	case reflect.Float64:
+		field.SetFloat(4711)
+	case reflect.Pointer:
+		field.Set(reflect.New(field.Type().Elem()))
+		set(t, field.Elem())
+	case reflect.Map:
+		field.Set(reflect.MakeMap(field.Type()))
+		field.SetMapIndex(reflect.ValueOf("something"), reflect.ValueOf("else"))
 	case reflect.Uint32:
 		field.SetUint(4711)
 	case reflect.Slice:

@@ -16,35 +16,52 @@ func runCommand(d *deps) *cobra.Command {
 	var spec api.CreateVM
 	var g guestCommand
 	var p provision
-	c := command(d, "run [-- COMMAND...]", "Create and start a VM, and run a command or a shell in it", "banger vm run --rm -- uname -a",
+	var detach bool
+	c := command(d, "run [-- COMMAND...]", "Create and start a VM, and run a command in it, or a shell, or its image's command", "banger vm run --rm -- uname -a",
 		cobra.ArbitraryArgs, func(ctx context.Context, args []string) error {
 			opts, err := g.options(d, "run", args)
 			if err != nil {
 				return err
 			}
-			runs := len(args) > 0 || opts.TTY
-			switch {
-			case d.json && runs:
-				return api.Errorf(api.CodeInvalid, "run: --json shows the VM, not the output of a command").WithHint("leave the command or --json out")
-			case spec.Ephemeral && !runs:
-				return api.Errorf(api.CodeInvalid, "run: --rm without a command deletes the VM at once").WithHint("give a command, or leave --rm out")
+			if detach {
+				opts.Detach, opts.TTY = true, false
 			}
-			return d.runVM(ctx, spec, p, opts, runs)
+			if err := d.checkRun(spec, opts); err != nil {
+				return err
+			}
+			return d.runVM(ctx, spec, p, opts)
 		})
 	c.PreRunE = func(c *cobra.Command, _ []string) error { return errors.Join(checkSpec(c), p.check()) }
+	c.Flags().BoolVarP(&detach, "detach", "d", false, "run the command, or the image's, in the background; its output goes to the console (banger vm logs)")
 	c.Flags().BoolVar(&spec.Ephemeral, "rm", false, "delete the VM when the command has ended, or when this process is gone")
 	g.add(c)
 	p.add(c)
 	d.specFlags(c, &spec)
 	d.withJSON(c)
-	d.withQuiet(c, "show no progress, and of a VM without a command the id only")
+	d.withQuiet(c, "show no progress, and of a VM that is left running the id only")
 	return c
 }
 
-// runVM makes and starts a VM. If runs, it runs a command in it, else it says what
-// was made.
-func (d *deps) runVM(ctx context.Context, spec api.CreateVM, p provision, opts client.ExecOptions, runs bool) (err error) {
-	spec.Start = true
+// checkRun refuses what makes no sense together.
+func (d *deps) checkRun(spec api.CreateVM, opts client.ExecOptions) error {
+	bad := func(hint, text string) error {
+		return api.Errorf(api.CodeInvalid, "run: %s", text).WithHint("%s", hint)
+	}
+	switch {
+	case d.json && !opts.Detach && (len(opts.Command) > 0 || opts.TTY):
+		return bad("leave the command or --json out, or add --detach", "--json shows the VM, not the output of a command")
+	case opts.Detach && spec.Ephemeral:
+		return bad("leave out one of them", "--rm deletes the VM when this process is gone, --detach leaves it running")
+	}
+	return nil
+}
+
+// runVM makes and starts a VM, and runs what opts say in it: a command, else a shell on
+// a terminal, else the image's command. Where there is none of them, or nobody waits for
+// it, it says what was made.
+func (d *deps) runVM(ctx context.Context, spec api.CreateVM, p provision, opts client.ExecOptions) (err error) {
+	runs := len(opts.Command) > 0 || opts.TTY
+	spec.Start = runs || !spec.Ephemeral // else its image is to be known first
 	vm, op, err := d.create(ctx, spec, p)
 	if err != nil {
 		return err
@@ -59,10 +76,30 @@ func (d *deps) runVM(ctx context.Context, spec api.CreateVM, p provision, opts c
 			}
 		}()
 	}
+	if !runs && len(vm.Command) > 0 && (opts.Detach || !d.json) {
+		opts.Image, runs = true, true
+	}
+	if !runs && spec.Ephemeral {
+		return api.Errorf(api.CodeInvalid, "run: --rm without a command deletes the VM at once, and its image has none of its own").
+			WithHint("give a command, or leave --rm out")
+	}
 	if _, err := d.operate(ctx, op, nil); err != nil {
 		return err
 	}
-	if !runs {
+	if !spec.Start {
+		asking, answered := outliving(ctx)
+		op, err := d.client.StartVM(asking, vm.ID)
+		answered()
+		if _, err := d.operate(ctx, op, err); err != nil {
+			return err
+		}
+	}
+	if opts.Detach && runs {
+		if _, err := d.client.Exec(ctx, vm.ID, opts); err != nil {
+			return api.About(err, "run in VM %q", vm.Name)
+		}
+	}
+	if !runs || opts.Detach {
 		if vm, err = d.client.VM(context.WithoutCancel(ctx), vm.ID); err != nil {
 			return err
 		}

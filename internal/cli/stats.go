@@ -165,7 +165,7 @@ func (d *deps) rows(columns []column[api.Stats], all []api.Stats) error {
 }
 
 func portsCommand(d *deps) *cobra.Command {
-	c := command(d, "ports VM", "List the ports of a running VM at which something listens", "banger vm ports api", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
+	c := command(d, "ports VM", "List the ports of a running VM at which something listens, and those that its image exposes", "banger vm ports api", cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 		ports, err := d.client.Ports(ctx, args[0])
 		if err != nil {
 			return err
@@ -180,22 +180,24 @@ func portsCommand(d *deps) *cobra.Command {
 		var rows [][]string
 		for _, p := range ports {
 			if d.quiet {
-				rows = append(rows, []string{str(p.Port)})
+				if p.Address != "" {
+					rows = append(rows, []string{str(p.Port)})
+				}
 				continue
 			}
 			pid := ""
 			if p.PID > 0 {
 				pid = str(p.PID)
 			}
-			rows = append(rows, []string{strings.ToLower(p.Protocol), str(p.Port), p.Address, orDash(p.Process), orDash(pid)})
+			rows = append(rows, []string{strings.ToLower(p.Protocol), str(p.Port), orDash(p.Address), orDash(p.Process), orDash(pid), choose(p.Exposed, "yes", "no")})
 		}
 		if d.quiet {
 			return d.table(nil, rows)
 		}
-		return d.table([]string{"PROTOCOL", "PORT", "ADDRESS", "PROCESS", "PID"}, rows)
+		return d.table([]string{"PROTOCOL", "PORT", "ADDRESS", "PROCESS", "PID", "EXPOSED"}, rows)
 	})
 	d.withJSON(c)
-	d.withQuiet(c, "print the numbers only, one a line")
+	d.withQuiet(c, "print the numbers of those at which something listens, one a line")
 	c.ValidArgsFunction = first(d.vms)
 	return c
 }

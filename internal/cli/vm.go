@@ -83,7 +83,7 @@ var vmKind = kind[api.VM]{
 	columns: []column[api.VM]{
 		{"ID", func(v api.VM) string { return v.ID }},
 		{"NAME", func(v api.VM) string { return v.Name }},
-		{"STATE", func(v api.VM) string { return string(v.State) }},
+		{"STATE", stateAndHealth},
 		{"IMAGE", func(v api.VM) string { return v.Image }},
 		{"CPUS", func(v api.VM) string { return str(v.CPUs) }},
 		{"MEMORY", func(v api.VM) string { return size(v.Memory) }},
@@ -94,9 +94,12 @@ var vmKind = kind[api.VM]{
 		{"name", func(v api.VM) string { return v.Name }},
 		{"id", func(v api.VM) string { return v.ID }},
 		{"state", func(v api.VM) string { return string(v.State) }},
+		{"health", health},
 		{"last error", func(v api.VM) string { return v.LastError }},
 		{"owner", func(v api.VM) string { return owner(v.Owner) }},
 		{"image", func(v api.VM) string { return v.Image + " (" + v.ImageID + ")" }},
+		{"command", func(v api.VM) string { return quoted(v.Command) }},
+		{"ports", func(v api.VM) string { return strings.Join(v.Ports, ", ") }},
 		{"kernel", func(v api.VM) string { return v.Kernel }},
 		{"init", func(v api.VM) string { return choose(v.Init, "the image's", "the agent") }},
 		{"cpus", func(v api.VM) string { return str(v.CPUs) }},
@@ -133,6 +136,25 @@ var vmKind = kind[api.VM]{
 		{"start", func(v api.VM) string { return steps(v.Steps) }},
 		{"at the next start", func(v api.VM) string { return strings.Join(v.Pending, ", ") }},
 	},
+}
+
+// stateAndHealth is a VM's state, with what the health check of its image says.
+func stateAndHealth(v api.VM) string {
+	if v.Health == nil {
+		return string(v.State)
+	}
+	return fmt.Sprintf("%s (%s)", v.State, v.Health.Status)
+}
+
+func health(v api.VM) string {
+	h := v.Health
+	switch {
+	case h == nil:
+		return ""
+	case h.Failing == 0:
+		return string(h.Status)
+	}
+	return fmt.Sprintf("%s, the last %d failed; exit status %d: %s", h.Status, h.Failing, h.Exit, strings.TrimSpace(h.Output))
 }
 
 // steps is the time line of a start.

@@ -230,8 +230,12 @@ type assets struct {
 }
 
 func (a assets) Image(ctx context.Context, uid uint32, name string) (string, error) {
-	img, err := a.images.Get(ctx, uid, name)
+	img, err := a.images.ForVM(ctx, uid, name)
 	return img.ID, err
+}
+
+func (a assets) RunConfig(ctx context.Context, id string) (api.ImageConfig, error) {
+	return a.images.RunConfig(ctx, id)
 }
 
 func (a assets) Disks(ctx context.Context, id string) ([]string, error) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
 	"io"
 	"regexp"
 	"runtime"
@@ -38,17 +37,6 @@ type Blob struct {
 	Offered func(context.Context) error
 }
 
-// imageConfig is what is used of the config of an OCI image; see the OCI Image
-// Configuration.
-type imageConfig struct {
-	Architecture string `json:"architecture"`
-	OS           string `json:"os"`
-	RootFS       struct {
-		Type    string   `json:"type"`
-		DiffIDs []string `json:"diff_ids"`
-	} `json:"rootfs"`
-}
-
 var validDigest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
 // chainIDs checks an artifact and returns the identities of its layers: of each with
@@ -57,12 +45,12 @@ func (a Artifact) chainIDs() (diffs, chains []string, err error) {
 	bad := func(format string, args ...any) ([]string, []string, error) {
 		return nil, nil, api.Errorf(api.CodeInvalid, "image config: "+format, args...)
 	}
-	var c imageConfig
-	if len(a.Config) > maxConfig {
-		return bad("it has more than %d bytes", maxConfig)
+	c, err := parseConfig(a.Config)
+	if err == nil {
+		_, err = c.run()
 	}
-	if err := json.Unmarshal(a.Config, &c); err != nil {
-		return bad("%w", err)
+	if err != nil {
+		return nil, nil, err
 	}
 	switch {
 	case c.OS != "" && c.OS != "linux":

@@ -161,6 +161,16 @@ func (m *Manager) Get(ctx context.Context, caller uint32, name string) (Image, e
 		WithHint("say whose: %s", fullName(named[0]))
 }
 
+// ForVM is Get for an image of which a VM is to be made: it is unsupported where it is
+// for another machine.
+func (m *Manager) ForVM(ctx context.Context, caller uint32, name string) (Image, error) {
+	img, err := m.Get(ctx, caller, name)
+	if err == nil {
+		err = img.Usable()
+	}
+	return img, err
+}
+
 func fullName(i Image) string { return fmt.Sprintf("%s@%d", i.Name, i.Owner) }
 
 // Remove removes the caller's image, and the layers that no other one uses. Root may

@@ -3,6 +3,7 @@ package linux
 import (
 	"os"
 	"runtime"
+	"strconv"
 	"strings"
 	"unsafe"
 
@@ -38,6 +39,33 @@ func Signal(pgid int, name string) error {
 	}
 	return unix.Kill(-pgid, sig)
 }
+
+// SignalNumber is the number of a signal as images write it: TERM, SIGTERM, 15,
+// RTMIN+3 or RTMAX-1; that of TERM where there is no such signal. See signal(7).
+func SignalNumber(name string) int {
+	const rtMin, rtMax = 34, 64 // of glibc, which is what programs go by
+	name = strings.TrimPrefix(name, "SIG")
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n <= rtMax {
+		return n
+	}
+	for prefix, base := range map[string]int{"RTMIN": rtMin, "RTMAX": rtMax} {
+		rest, ok := strings.CutPrefix(name, prefix)
+		if !ok {
+			continue
+		}
+		offset, err := strconv.Atoi(rest)
+		if n := base + offset; (err == nil || rest == "") && n >= rtMin && n <= rtMax {
+			return n
+		}
+	}
+	if sig := unix.SignalNum("SIG" + name); sig != 0 {
+		return int(sig)
+	}
+	return int(unix.SIGTERM)
+}
+
+// SignalProcess sends a signal, by its number, to one process.
+func SignalProcess(pid, signal int) error { return unix.Kill(pid, unix.Signal(signal)) }
 
 // SignalAll sends a signal, by its name without SIG, to all processes but init
 // and the caller. See kill(2), pid -1.

@@ -283,7 +283,9 @@ func each[A, B any](convert func(A) B) func([]A, error) ([]B, error) {
 }
 
 func imageOut(i image.Image) api.Image {
-	out := api.Image{ID: i.ID, Name: i.Name, Owner: i.Owner, Created: i.Created, Entries: i.Entries, Source: i.Source, Digest: i.Manifest, Layers: []api.Layer{}}
+	out := api.Image{ID: i.ID, Name: i.Name, Owner: i.Owner, Created: i.Created, Entries: i.Entries, Source: i.Source, Digest: i.Manifest, Layers: []api.Layer{}, Config: i.Run()}
+	system, arch := i.Platform()
+	out.Platform = system + "/" + arch
 	for _, l := range i.Layers {
 		out.Layers = append(out.Layers, api.Layer{Digest: l.Digest, Size: l.Size})
 		out.Size += l.Size

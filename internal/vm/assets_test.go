@@ -39,6 +39,10 @@ type noAssets struct {
 
 func (noAssets) Image(context.Context, uint32, string) (string, error) { return "sha256:debian", nil }
 
+func (noAssets) RunConfig(context.Context, string) (api.ImageConfig, error) {
+	return api.ImageConfig{ExposedPorts: []string{"80/tcp"}}, nil
+}
+
 func (a noAssets) Disks(context.Context, string) ([]string, error) {
 	return []string{"/layers/debian/layer.ext4"}, a.lacking
 }
@@ -75,8 +79,12 @@ type realAssets struct {
 }
 
 func (a realAssets) Image(ctx context.Context, uid uint32, name string) (string, error) {
-	img, err := a.images.Get(ctx, uid, name)
+	img, err := a.images.ForVM(ctx, uid, name)
 	return img.ID, err
+}
+
+func (a realAssets) RunConfig(ctx context.Context, id string) (api.ImageConfig, error) {
+	return a.images.RunConfig(ctx, id)
 }
 
 func (a realAssets) Disks(ctx context.Context, id string) ([]string, error) {

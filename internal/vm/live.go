@@ -40,6 +40,7 @@ type live struct {
 	conn    *guest.Conn
 	ready   chan struct{} // closed while conn is usable
 	version string
+	health  *api.Health // nil where the image has no check, or has not been heard
 }
 
 // connect makes the channel to the agent and configures the guest.
@@ -93,8 +94,11 @@ func (s *Service) newLive(b booted, rec Record) *live {
 // keep makes the channel anew whenever it breaks, until the VMM ends.
 func (l *live) keep(ctx context.Context) {
 	defer close(l.ended)
+	var watch sync.WaitGroup
+	defer watch.Wait()
 	for {
 		if conn := l.connection(); conn != nil {
+			watch.Go(func() { l.watchHealth(ctx, conn) })
 			select {
 			case <-ctx.Done():
 				conn.Close()

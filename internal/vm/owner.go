@@ -375,6 +375,7 @@ func (o *owner) view() api.VM {
 		v.Engine, v.PID, v.Agent = o.live.engine, o.live.inst.PID(), o.live.agentVersion()
 		v.Started = &o.live.spec.Started
 		v.Steps = o.live.steps
+		v.Health = o.live.healthNow()
 		v.Pending = o.live.spec.differs(r, o.svc.agent)
 	}
 	return v

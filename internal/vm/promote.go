@@ -56,3 +56,6 @@ func reader(rec Record) Record {
 	rec.CPUs, rec.Memory, rec.DiskSize, rec.Network, rec.Init, rec.HostKey = 1, readMemory, 0, api.NetworkNone, false, ""
 	return rec
 }
+
+// reader says whether it is one.
+func (r Record) reader() bool { return r.HostKey == "" }

@@ -78,6 +78,7 @@ type Service struct {
 	filling   chan struct{} // has room for one who makes a base
 
 	capabilities []capability
+	configs      configs
 	leaseGrace   time.Duration
 
 	restarted map[string]runSpec // the VMs that ran when the host was restarted; of use to Recover
@@ -96,7 +97,7 @@ func New(c Config) *Service {
 		ops: c.Operations, room: c.Room, stateDir: c.StateDir, agent: c.Agent, installation: c.Installation, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, restarted: map[string]runSpec{}, owners: map[string]*owner{},
 	}
 	s.capabilities = []capability{
-		&confinement{svc: s, uids: c.UIDs}, personality{}, workDisk{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
+		&confinement{svc: s, uids: c.UIDs}, personality{}, workDisk{svc: s}, imageConfig{svc: s}, onNetwork{svc: s, network: c.Network}, sshAccess{svc: s},
 	}
 	return s
 }
@@ -243,14 +244,14 @@ func (s *Service) find(caller uint32, ref string) (*owner, error) {
 }
 
 // List returns the VMs that the caller may see, oldest first.
-func (s *Service) List(_ context.Context, caller uint32) ([]api.VM, error) {
+func (s *Service) List(ctx context.Context, caller uint32) ([]api.VM, error) {
 	s.mu.Lock()
 	owners := slices.Collect(maps.Values(s.owners))
 	s.mu.Unlock()
 	vms := []api.VM{}
 	for _, o := range owners {
 		if caller == 0 || caller == o.uid {
-			vms = append(vms, o.view())
+			vms = append(vms, s.view(ctx, o))
 		}
 	}
 	slices.SortFunc(vms, func(a, b api.VM) int { return a.Created.Compare(b.Created) })
@@ -258,12 +259,12 @@ func (s *Service) List(_ context.Context, caller uint32) ([]api.VM, error) {
 }
 
 // Get returns one VM.
-func (s *Service) Get(_ context.Context, caller uint32, ref string) (api.VM, error) {
+func (s *Service) Get(ctx context.Context, caller uint32, ref string) (api.VM, error) {
 	o, err := s.find(caller, ref)
 	if err != nil {
 		return api.VM{}, err
 	}
-	return o.view(), nil
+	return s.view(ctx, o), nil
 }
 
 // Create makes a VM, and starts it if that is asked. A VM that was to be started
@@ -294,7 +295,7 @@ func (s *Service) Create(ctx context.Context, caller uint32, req api.CreateVM) (
 		}
 		return err
 	})
-	return o.view(), op, nil
+	return s.view(ctx, o), op, nil
 }
 
 func (s *Service) closing() bool {

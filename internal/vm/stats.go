@@ -73,9 +73,14 @@ func (s *Service) hostStats(id string, pid int) (api.HostStats, error) {
 
 // Ports lists the sockets of a running VM at which something listens.
 func (s *Service) Ports(ctx context.Context, caller uint32, ref string) ([]api.Port, error) {
+	o, err := s.find(caller, ref)
+	if err != nil {
+		return nil, err
+	}
 	conn, err := s.channel(ctx, caller, ref)
 	if err != nil {
 		return nil, err
 	}
-	return conn.Ports(ctx)
+	ports, err := conn.Ports(ctx)
+	return withExposed(ports, s.view(ctx, o).Ports), err
 }

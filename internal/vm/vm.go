@@ -87,6 +87,8 @@ type Store interface {
 type Assets interface {
 	// Image resolves a name as the user uid sees it.
 	Image(ctx context.Context, uid uint32, name string) (id string, err error)
+	// RunConfig says how the image called id is to be run; nothing where it is not there.
+	RunConfig(ctx context.Context, id string) (api.ImageConfig, error)
 	// Disks returns the paths of the layers of the image called id, lowest first.
 	Disks(ctx context.Context, id string) ([]string, error)
 	// Base says where the content of the image called id is, or is to be, as one file

@@ -2,12 +2,14 @@
 // agree on: the kernel command line that tells the agent where its disks are,
 // the layout of the initramfs, the handshake that (re)starts a multiplexed
 // session on a serial channel, and the bodies of the agent's HTTP routes.
-// It imports nothing of banger's own.
+// Of banger's own packages it imports api alone.
 package wire
 
 import (
 	"net/netip"
 	"time"
+
+	"banger/api"
 )
 
 // Protocol is the version of the agent's HTTP routes. A daemon serves agents of
@@ -48,7 +50,22 @@ type Configure struct {
 
 	Network *Network `json:"network,omitempty"`
 	SSH     *SSH     `json:"ssh,omitempty"`
+
+	Image *api.ImageConfig `json:"image,omitempty"` // how the image is to be run
 }
+
+// MaxConfigure bounds Configure, in bytes of JSON.
+const MaxConfigure = 1 << 20
+
+// ImageHealth is the answer of GET /image-health.
+type ImageHealth struct {
+	Seq    int64       `json:"seq"`              // grows with each run
+	Health *api.Health `json:"health,omitempty"` // nil: the image has no health check
+}
+
+// HealthWait is how long the agent waits for news after ?after=SEQ before it answers
+// what it has answered before.
+const HealthWait = 8 * time.Second
 
 // Network is what the guest's network interface is to be.
 type Network struct {
