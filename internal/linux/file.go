@@ -80,3 +80,13 @@ func Allocated(path string) (int64, error) {
 	}
 	return st.Blocks * 512, nil
 }
+
+// SyncFile has what was written to a file or a block device, or made in a directory, be
+// on the disk.
+func SyncFile(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
+}

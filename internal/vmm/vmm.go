@@ -37,7 +37,8 @@ type Machine struct {
 type Disk struct {
 	Path     string
 	ReadOnly bool
-	Block    bool // a block device, not a file
+	Block    bool   // a block device, not a file
+	File     string // of a block device that can be written to: the file that changes with it; see Describe
 }
 
 // NIC is a network interface.
@@ -78,10 +79,19 @@ type Driver interface {
 	// the same description. The VMM's process is found in the machine's cgroup
 	// and its sockets in the run directory. An error means that there is no
 	// process, or none that has got as far as to its sockets. One that stands
-	// still lives. Only ID, UID, Log, Disks, RunDir and Cgroup of the description
-	// count,
-	// and Disks only for what is done with them.
+	// still lives, paused or not. Only ID, UID, Memory, Log, Disks, RunDir and Cgroup
+	// of the description count, and Disks only for what is done with them.
 	Attach(context.Context, Machine) (Instance, error)
+
+	// Restore starts a VMM with the state that Instance.Snapshot left in dir. The
+	// machine is paused; Resume has it go on where it stood. Its description is that
+	// from which the snapshot was taken, with disks whose content is the same; only UID,
+	// Console, Log, RunDir, Cgroup and the tap may be others. Whether that is so is the
+	// caller's affair: see Snapshot. It returns when nothing of dir is missing or
+	// damaged, as far as the driver can tell before the machine runs. The files stay as
+	// they are, and may be unlinked once it has returned. On an error no process is
+	// left, and dir may be tried again. The context is as for Start.
+	Restore(ctx context.Context, m Machine, dir string) (Instance, error)
 }
 
 // Instance is a running machine. It outlives the daemon: only the end of its
@@ -105,6 +115,22 @@ type Instance interface {
 	// ResizeDisk tells the machine that the file behind its disk number i, which
 	// has grown already, has size bytes now.
 	ResizeDisk(ctx context.Context, i int, size int64) error
+
+	// Pause has the machine's CPUs stand still, with what it has to write handed to the
+	// host; its time stands still too. One that is paused stays so.
+	Pause(context.Context) error
+
+	// Resume has a paused machine go on, also after a Snapshot, whatever became of that.
+	// One that runs goes on.
+	Resume(context.Context) error
+
+	// Snapshot writes what a paused machine is, its memory included, to files in dir, an
+	// empty directory that is root's alone. When it returns they are durable; memory that the guest
+	// does not use takes no room. The disks are not part of it. The machine stays
+	// paused: it is ended by whoever owns its cgroup, or goes on. Where the context
+	// ends, and after an error, files may be left that are of no use.
+	Snapshot(ctx context.Context, dir string) error
+
 	// Exited is closed when the VMM has ended.
 	Exited() <-chan struct{}
 

@@ -25,10 +25,14 @@ type process struct {
 	opened   []io.Closer // ours, once it has its own
 }
 
-// newProcess opens all that the QEMU of a machine is to have. It has to be closed, also
-// after an error.
-func newProcess(m vmm.Machine, binary, accel string, tscKHz int64) (*process, error) {
+// newProcess opens all that the QEMU of a machine is to have, and takes over incoming,
+// unless that is nil: from which it is to read its state. It has to be closed, also after
+// an error.
+func newProcess(m vmm.Machine, binary, accel string, tscKHz int64, incoming *os.File) (*process, error) {
 	p := &process{cmd: exec.Command(binary, args(m, accel, tscKHz)...)}
+	if incoming != nil {
+		p.opened = append(p.opened, incoming)
+	}
 	p.cmd.Dir, p.cmd.Env = "/", []string{"PATH=/usr/bin:/bin", "HOME=/nonexistent"}
 	cgroup, err := p.open(m.Cgroup, os.O_RDONLY)
 	if err != nil {
@@ -61,6 +65,10 @@ func newProcess(m vmm.Machine, binary, accel string, tscKHz int64) (*process, er
 			return p, err
 		}
 		p.give(tap)
+	}
+	if incoming != nil {
+		p.cmd.ExtraFiles = append(p.cmd.ExtraFiles, incoming)
+		p.cmd.Args = append(p.cmd.Args, "-S", "-incoming", fmt.Sprintf("fd:%d", 2+len(p.cmd.ExtraFiles)))
 	}
 	p.jail, err = jail(m, binary, accel)
 	return p, err

@@ -90,13 +90,34 @@ func (d *Driver) Check(ctx context.Context) (vmm.Info, error) {
 	return info, nil
 }
 
+// How long a VMM may take until its machine runs, or stands where its snapshot did.
+const (
+	startTimeout   = 20 * time.Second
+	restoreTimeout = 5 * time.Minute // it reads the guest's memory, from a disk
+)
+
 // Start implements vmm.Driver.
 func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error) {
-	info, err := d.Check(ctx)
+	i, err := d.launch(ctx, m, nil, func(ctx context.Context, i *instance) error {
+		return i.await(ctx, startTimeout, "running")
+	})
 	if err != nil {
 		return nil, err
 	}
-	p, err := newProcess(m, info.Binary, info.Accel, d.tscKHz)
+	return i, nil
+}
+
+// launch starts the QEMU of a machine, with the state that it reads from incoming unless
+// that is nil, and waits for it by ready. It closes incoming.
+func (d *Driver) launch(ctx context.Context, m vmm.Machine, incoming *os.File, ready func(context.Context, *instance) error) (*instance, error) {
+	info, err := d.Check(ctx)
+	if err != nil {
+		if incoming != nil {
+			incoming.Close()
+		}
+		return nil, err
+	}
+	p, err := newProcess(m, info.Binary, info.Accel, d.tscKHz, incoming)
 	if err == nil {
 		err = p.start()
 	}
@@ -117,16 +138,19 @@ func (d *Driver) Start(ctx context.Context, m vmm.Machine) (vmm.Instance, error)
 		}
 		i.end(exit)
 	}()
+	i.kill = func() {
+		cmd.Process.Kill()
+		<-i.exited
+	}
 	err = failpoint.Pass("qemu", "forked")
 	if err == nil {
 		err = i.bound()
 	}
 	if err == nil {
-		err = i.awaitRunning(ctx)
+		err = ready(ctx, i)
 	}
 	if err != nil {
-		cmd.Process.Kill()
-		<-i.exited
+		i.kill()
 		said := cmp.Or(strings.Join(strings.Split(i.exit.Log, "\n"), "; "), "it said nothing")
 		return nil, api.Errorf(api.CodeUnavailable, "start %s: %w: %s", info.Binary, err, said)
 	}
@@ -184,6 +208,7 @@ func (i *instance) inPlace(ctx context.Context, cgroup string) error {
 type instance struct {
 	pid      int
 	uid      uint32
+	memory   int64 // bytes
 	runDir   string
 	log      string
 	disks    []vmm.Disk
@@ -191,10 +216,11 @@ type instance struct {
 	exited   chan struct{}
 	exit     vmm.Exit
 	unwatch  context.CancelFunc
+	kill     func() // ends one that this daemon started, and waits
 }
 
 func newInstance(m vmm.Machine, pid int) *instance {
-	return &instance{pid: pid, uid: m.UID, runDir: m.RunDir, log: m.Log, disks: m.Disks, exited: make(chan struct{}), unwatch: func() {}}
+	return &instance{pid: pid, uid: m.UID, memory: m.Memory, runDir: m.RunDir, log: m.Log, disks: m.Disks, exited: make(chan struct{}), unwatch: func() {}}
 }
 
 func (i *instance) end(exit vmm.Exit) {
@@ -245,14 +271,14 @@ func (i *instance) bound() error {
 	return linux.LimitFileSize(i.pid, i.uid, uint64(limit))
 }
 
-// awaitRunning waits until QEMU says that the machine runs.
-func (i *instance) awaitRunning(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+// await waits until QEMU says that the machine is in a state (RunState of its QMP).
+func (i *instance) await(ctx context.Context, timeout time.Duration, state string) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	for {
 		answer, err := i.monitor(ctx, command{Execute: "query-status"})
-		var status struct{ Running bool }
-		if err == nil && json.Unmarshal(answer, &status) == nil && status.Running {
+		var is struct{ Status string }
+		if err == nil && json.Unmarshal(answer, &is) == nil && is.Status == state {
 			return nil
 		}
 		select {
@@ -265,12 +291,12 @@ func (i *instance) awaitRunning(ctx context.Context) error {
 	}
 }
 
-func (i *instance) monitor(ctx context.Context, c command) (json.RawMessage, error) {
+func (i *instance) monitor(ctx context.Context, commands ...command) (json.RawMessage, error) {
 	conn, err := linux.DialUnix(ctx, filepath.Join(i.runDir, qmpSocket))
 	if err != nil {
 		return nil, err
 	}
-	return qmp(ctx, conn, c)
+	return qmp(ctx, conn, commands...)
 }
 
 // PID implements vmm.Instance.

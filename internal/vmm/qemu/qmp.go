@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"syscall"
 	"time"
 )
 
@@ -21,6 +23,25 @@ const (
 type command struct {
 	Execute   string `json:"execute"`
 	Arguments any    `json:"arguments,omitempty"`
+
+	file *os.File // which goes with the command (getfd)
+}
+
+// send writes a command.
+func (c command) send(conn net.Conn) error {
+	if c.file == nil {
+		return json.NewEncoder(conn).Encode(c)
+	}
+	text, err := json.Marshal(c)
+	if err != nil {
+		return err
+	}
+	unix, ok := conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("an open file cannot be passed")
+	}
+	_, _, err = unix.WriteMsgUnix(append(text, '\n'), syscall.UnixRights(int(c.file.Fd())), nil)
+	return err
 }
 
 // qmp runs commands on a fresh connection to QEMU's monitor, which takes one
@@ -41,7 +62,7 @@ func qmp(ctx context.Context, conn net.Conn, commands ...command) (last json.Raw
 		return nil, fmt.Errorf("qmp greeting: %w", err)
 	}
 	for _, command := range append([]command{{Execute: "qmp_capabilities"}}, commands...) {
-		if err := json.NewEncoder(conn).Encode(command); err != nil {
+		if err := command.send(conn); err != nil {
 			return nil, fmt.Errorf("qmp %s: %w", command.Execute, err)
 		}
 		if last, err = answer(in); err != nil {

@@ -61,6 +61,7 @@ func Conformance(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 	})
 	t.Run("run", func(t *testing.T) { testRun(t, newDriver, boot) })
 	t.Run("power off", func(t *testing.T) { testPowerOff(t, newDriver(), boot) })
+	t.Run("suspend", func(t *testing.T) { testSuspend(t, newDriver, boot) })
 	t.Run("bad kernel", func(t *testing.T) { testBadKernel(t, newDriver(), boot) })
 	t.Run("cancelled start", func(t *testing.T) { testCancelledStart(t, newDriver(), boot) })
 	t.Run("attach to nothing", func(t *testing.T) {

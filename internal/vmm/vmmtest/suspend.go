@@ -1,0 +1,178 @@
+package vmmtest
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"banger/internal/guest"
+	"banger/internal/linux"
+	"banger/internal/vmm"
+)
+
+// testSuspend has a machine stand still and go on, also by the hand of a later daemon,
+// and go on from its snapshot in another VMM.
+func testSuspend(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
+	m := newMachine(t, boot)
+	inst, err := newDriver().Start(t.Context(), m.Machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := m.connect(t, inst)
+	defer conn.Close()
+	bootID := bootID(t, conn)
+	m.checkPause(t, newDriver, inst, conn, bootID)
+
+	must(t, inst.Pause(t.Context()))
+	cancelled, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := inst.Snapshot(cancelled, t.TempDir()); err == nil {
+		t.Error("a snapshot was written although the context had ended")
+	}
+	must(t, inst.Resume(t.Context()))
+	if bootID != bootIDOf(t, m, inst) {
+		t.Error("after a snapshot that came to nothing it is another boot")
+	}
+	must(t, inst.Pause(t.Context()))
+	dir := t.TempDir()
+	must(t, inst.Snapshot(t.Context(), dir))
+	if used := allocated(t, dir); used > m.Memory*3/4 {
+		t.Errorf("the snapshot of a machine with %d MiB, of which it used some, takes %d MiB", m.Memory>>20, used>>20)
+	}
+	notExited(t, inst)
+	m.kill(t)
+	awaitExit(t, inst)
+
+	m.checkDamaged(t, newDriver(), dir)
+	m.newRunDir(t)
+	restored, err := newDriver().Restore(t.Context(), m.Machine, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	must(t, os.RemoveAll(dir))
+	if pids := m.pids(t); !slices.Equal(pids, []int{restored.PID()}) {
+		t.Errorf("the cgroup holds %v, PID says %d", pids, restored.PID())
+	}
+	m.checkConfined(t, restored.PID())
+	must(t, restored.Resume(t.Context()))
+	if bootIDOf(t, m, restored) != bootID {
+		t.Error("what was restored is another boot")
+	}
+	m.kill(t)
+	awaitExit(t, restored)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func bootID(t *testing.T, conn *guest.Conn) string {
+	t.Helper()
+	health, err := conn.Health(t.Context())
+	if err != nil || health.BootID == "" {
+		t.Fatalf("the agent's health: %+v, %v", health, err)
+	}
+	return health.BootID
+}
+
+func bootIDOf(t *testing.T, m *machine, inst vmm.Instance) string {
+	t.Helper()
+	conn := m.connect(t, inst)
+	defer conn.Close()
+	return bootID(t, conn)
+}
+
+// checkPause finds a paused machine silent, and well when a later daemon has had it go
+// on, with the connection that it had.
+func (m *machine) checkPause(t *testing.T, newDriver func() vmm.Driver, inst vmm.Instance, conn *guest.Conn, id string) {
+	t.Helper()
+	must(t, inst.Pause(t.Context()))
+	must(t, inst.Pause(t.Context()))
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if health, err := conn.Health(ctx); err == nil {
+		t.Errorf("the agent of a paused machine answers: %+v", health)
+	}
+	later, err := newDriver().Attach(t.Context(), m.Machine)
+	if err != nil {
+		t.Fatal("attach to a paused machine:", err)
+	}
+	defer later.Close()
+	must(t, later.Resume(t.Context()))
+	must(t, later.Resume(t.Context()))
+	if got := bootID(t, conn); got != id {
+		t.Error("what went on is another boot")
+	}
+}
+
+// checkDamaged tries snapshots of which something is missing or is not what it was.
+func (m *machine) checkDamaged(t *testing.T, d vmm.Driver, dir string) {
+	t.Helper()
+	for name, damage := range map[string]func(path string, size int64) error{
+		"truncated": func(path string, size int64) error { return os.Truncate(path, size*2/3) },
+		"empty":     func(path string, size int64) error { return os.Truncate(path, 0) },
+		"missing":   func(path string, _ int64) error { return os.Remove(path) },
+		"altered": func(path string, size int64) error {
+			f, err := os.OpenFile(path, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			defer f.Close()
+			_, err = f.WriteAt([]byte("this was something else"), size/2)
+			return err
+		},
+	} {
+		m.newRunDir(t)
+		damaged := t.TempDir()
+		must(t, os.CopyFS(damaged, os.DirFS(dir)))
+		path, size := largest(t, damaged)
+		must(t, damage(path, size))
+		if _, err := d.Restore(t.Context(), m.Machine, damaged); err == nil {
+			t.Errorf("a snapshot was restored whose largest file is %s", name)
+		}
+		if pids := m.pids(t); len(pids) != 0 {
+			t.Fatalf("%s: processes %v are left", name, pids)
+		}
+	}
+}
+
+// newRunDir gives a machine an empty one.
+func (m *machine) newRunDir(t *testing.T) {
+	t.Helper()
+	var err error
+	m.RunDir, err = os.MkdirTemp(filepath.Dir(m.RunDir), "run")
+	must(t, err)
+}
+
+func largest(t *testing.T, dir string) (path string, size int64) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	for _, e := range entries {
+		info, err := e.Info()
+		must(t, err)
+		if info.Size() >= size {
+			path, size = filepath.Join(dir, e.Name()), info.Size()
+		}
+	}
+	return path, size
+}
+
+// allocated is what the files of a directory take, in bytes.
+func allocated(t *testing.T, dir string) (n int64) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	must(t, err)
+	for _, e := range entries {
+		used, err := linux.Allocated(filepath.Join(dir, e.Name()))
+		must(t, err)
+		n += used
+	}
+	return n
+}
