@@ -13,11 +13,14 @@ type VMState string
 
 // The states of a VM. See package vm for the drawing.
 const (
-	VMStopped  VMState = "stopped"
-	VMStarting VMState = "starting"
-	VMRunning  VMState = "running"
-	VMStopping VMState = "stopping"
-	VMDeleting VMState = "deleting"
+	VMStopped    VMState = "stopped"
+	VMStarting   VMState = "starting"
+	VMRunning    VMState = "running"
+	VMPaused     VMState = "paused"
+	VMSuspending VMState = "suspending"
+	VMSuspended  VMState = "suspended"
+	VMStopping   VMState = "stopping"
+	VMDeleting   VMState = "deleting"
 )
 
 // VM is a virtual machine: what it is (durable) and what is true of it now.
@@ -25,7 +28,7 @@ type VM struct {
 	ID        string     `json:"id" doc:"Random identity, 12 hexadecimal digits." match:"^[0-9a-f]{12}$"`
 	Name      string     `json:"name" doc:"Unique in the installation." match:"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"`
 	Owner     uint32     `json:"owner" doc:"Uid of the user whose VM this is."`
-	State     VMState    `json:"state" doc:"Where it is in its lifecycle." enum:"stopped,starting,running,stopping,deleting"`
+	State     VMState    `json:"state" doc:"Where it is in its lifecycle." enum:"stopped,starting,running,paused,suspending,suspended,stopping,deleting"`
 	Image     string     `json:"image" doc:"Name of the image at the time of creation."`
 	ImageID   string     `json:"image_id" doc:"Digest of the image, which stays that of the VM when the name comes to mean another."`
 	Kernel    string     `json:"kernel" doc:"Name of the kernel bundle."`
@@ -125,6 +128,11 @@ type RegistryAuth struct {
 	Password      string `json:"password,omitempty" doc:"Password."`
 	IdentityToken string `json:"identity_token,omitempty" doc:"For which the registry gives access tokens."`
 	RegistryToken string `json:"registry_token,omitempty" doc:"An access token."`
+}
+
+// StartVM asks a VM to start.
+type StartVM struct {
+	Cold bool `json:"cold,omitempty" doc:"Boot one that is suspended, as if it had lost its power: what was in its memory is dropped."`
 }
 
 // StopVM asks a VM to stop.

@@ -43,9 +43,10 @@ type VMUsage struct {
 	ID    string  `json:"id" doc:"Identity of the VM."`
 	Name  string  `json:"name" doc:"Name of the VM."`
 	Owner uint32  `json:"owner" doc:"Uid of the user whose VM this is."`
-	State VMState `json:"state" doc:"Where it is in its lifecycle." enum:"stopped,starting,running,stopping,deleting"`
+	State VMState `json:"state" doc:"Where it is in its lifecycle." enum:"stopped,starting,running,paused,suspending,suspended,stopping,deleting"`
 	Root  int64   `json:"root" doc:"Bytes of what it has written to its root."`
 	Work  int64   `json:"work" doc:"Bytes of its work disk."`
+	Saved int64   `json:"saved" doc:"Bytes of its memory on the disk, where it is suspended."`
 	Logs  int64   `json:"logs" doc:"Bytes of its console, of its VMM's messages and of what else is in its directory."`
 	Size  int64   `json:"size" doc:"Bytes of all of it."`
 }

@@ -42,9 +42,32 @@ func (c *Client) begin(ctx context.Context, r request, in any) (api.Operation, e
 	return out.Operation, err
 }
 
-// StartVM boots a VM; the operation ends when the agent in it answers.
+// StartVM boots a VM; the operation ends when the agent in it answers. One that is
+// suspended goes on where it was.
 func (c *Client) StartVM(ctx context.Context, ref string) (api.Operation, error) {
 	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "start"}}, nil)
+}
+
+// ColdStartVM is StartVM that boots a suspended VM too: what was in its memory is
+// dropped.
+func (c *Client) ColdStartVM(ctx context.Context, ref string) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "start"}}, api.StartVM{Cold: true})
+}
+
+// PauseVM has a running VM stand still, its memory where it is.
+func (c *Client) PauseVM(ctx context.Context, ref string) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "pause"}}, nil)
+}
+
+// ResumeVM has a paused VM go on.
+func (c *Client) ResumeVM(ctx context.Context, ref string) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "resume"}}, nil)
+}
+
+// SuspendVM writes a VM's memory to the disk and ends its VMM; StartVM has it go on, also
+// after a restart of the host.
+func (c *Client) SuspendVM(ctx context.Context, ref string) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "suspend"}}, nil)
 }
 
 // StopVM asks the guest to power off and kills it after timeout, or after the

@@ -149,7 +149,8 @@ func (d *deps) ssh(ctx context.Context, ref string, f sshFlags, args []string) e
 		return err
 	}
 	if v.State != api.VMRunning {
-		return api.Errorf(api.CodeConflict, "ssh to VM %q: it is %s", v.Name, v.State).WithHint("banger vm start %s", v.Name)
+		return api.Errorf(api.CodeConflict, "ssh to VM %q: it is %s", v.Name, v.State).
+			WithHint("banger vm %s %s", choose(v.State == api.VMPaused, "resume", "start"), v.Name)
 	}
 	dir, target, err := d.sshTarget(ctx, v.ID, f.user)
 	if err != nil {

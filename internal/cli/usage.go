@@ -123,7 +123,7 @@ func (d *deps) dfVerbose(u api.DiskUsage) error {
 		layers = append(layers, []string{orDash(shortID(l.Digest)), bytesOf(l.Size), orDash(strings.Join(l.Images, ", ")), choose(l.Used, "yes", "no"), l.Dir})
 	}
 	for _, v := range u.VMs {
-		vms = append(vms, []string{v.Name, owner(v.Owner), string(v.State), bytesOf(v.Root), bytesOf(v.Work), bytesOf(v.Logs), bytesOf(v.Size)})
+		vms = append(vms, []string{v.Name, owner(v.Owner), string(v.State), bytesOf(v.Root), bytesOf(v.Work), bytesOf(v.Saved), bytesOf(v.Logs), bytesOf(v.Size)})
 	}
 	for _, k := range u.Kernels {
 		kernels = append(kernels, []string{k.Name, bytesOf(k.Size), bytesOf(k.Stale), choose(k.Used, "yes", choose(k.Default, "default", "no"))})
@@ -138,7 +138,7 @@ func (d *deps) dfVerbose(u api.DiskUsage) error {
 	}{
 		{[]string{"IMAGE", "OWNER", "SIZE", "SHARED", "IN USE"}, images},
 		{[]string{"LAYER", "SIZE", "IMAGES", "IN USE", "DIRECTORY"}, layers},
-		{[]string{"VM", "OWNER", "STATE", "ROOT", "WORK", "LOGS", "SIZE"}, vms},
+		{[]string{"VM", "OWNER", "STATE", "ROOT", "WORK", "SAVED", "LOGS", "SIZE"}, vms},
 		{[]string{"KERNEL", "SIZE", "STALE", "IN USE"}, kernels},
 		{[]string{"FILE", "SIZE", "CHANGED"}, files},
 	} {

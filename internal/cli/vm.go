@@ -178,9 +178,20 @@ func vmCommands(d *deps) *cobra.Command {
 	}, func(_ context.Context, vm api.VM) (any, error) { return gone{ID: vm.ID, Name: vm.Name}, nil })
 	remove.Aliases = []string{"rm"}
 	remove.Flags().BoolVarP(&force, "force", "f", false, "whatever their state is")
+	var cold bool
+	start := verb(d, "start", "Start stopped VMs, and wake suspended ones", func(ctx context.Context, ref string) (api.Operation, error) {
+		if cold {
+			return d.client.ColdStartVM(ctx, ref)
+		}
+		return d.client.StartVM(ctx, ref)
+	}, d.vmNow)
+	start.Flags().BoolVar(&cold, "cold", false, "boot suspended ones, as after a power failure: what was in their memory is lost")
 	several := []*cobra.Command{
-		verb(d, "start", "Start stopped VMs", d.client.StartVM, d.vmNow), stop,
-		verb(d, "kill", "End VMs at once", d.client.KillVM, d.vmNow), remove,
+		start, stop,
+		verb(d, "pause", "Have running VMs stand still, in memory", d.client.PauseVM, d.vmNow),
+		verb(d, "resume", "Have paused VMs go on", d.client.ResumeVM, d.vmNow),
+		verb(d, "suspend", "Have VMs stand still, on the disk; start wakes them, also after a restart of the host", d.client.SuspendVM, d.vmNow),
+		verb(d, "kill", "End VMs at once; suspended ones forget what they were at", d.client.KillVM, d.vmNow), remove,
 	}
 	for _, c := range several {
 		c.ValidArgsFunction = d.vms

@@ -38,7 +38,7 @@ func newParts(paths config.Paths, installation string) (parts, error) {
 		cgroups: cgroups,
 	}
 	p.kinds = slices.Concat(
-		[]resource.Kind{p.dirs, p.uppers, p.works, p.bases, p.cows}, disk.SnapshotKinds(installation, paths.State, p.mapper),
+		[]resource.Kind{p.dirs, resource.NewDir(vm.KindSuspended, paths.State, false, vm.SuspendedDir), p.uppers, p.works, p.bases, p.cows}, disk.SnapshotKinds(installation, paths.State, p.mapper),
 		network.Kinds(installation), []resource.Kind{p.runDirs, cgroups}) // VMMs use all of the others
 	return p, nil
 }

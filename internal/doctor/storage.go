@@ -55,7 +55,7 @@ type place struct {
 func (c Config) places() []place {
 	state, run := c.Paths.State, c.Paths.Run
 	return []place{
-		{state, true, 0o022}, {filepath.Join(state, "vms"), true, 0o022}, {filepath.Join(state, "layers"), true, 0o022},
+		{state, true, 0o022}, {filepath.Join(state, "vms"), true, 0o022}, {filepath.Join(state, "suspended"), true, 0o022}, {filepath.Join(state, "layers"), true, 0o022},
 		{filepath.Join(state, "kernels"), true, 0o022}, {filepath.Join(state, "cache"), true, 0o022},
 		{run, true, 0o022}, {filepath.Join(run, "vm"), true, 0o022},
 		{filepath.Join(state, "banger.db"), false, 0o077}, {filepath.Join(state, "installation.json"), false, 0o022},

@@ -80,7 +80,7 @@ func (h *Host) CheckNothingLeft(t testing.TB) {
 func (h *Host) Files(t testing.TB) []string {
 	t.Helper()
 	var files []string
-	for _, kind := range []string{"vms", "layers", "kernels"} {
+	for _, kind := range []string{"vms", "suspended", "layers", "kernels"} {
 		err := filepath.WalkDir(filepath.Join(h.Paths.State, kind), func(path string, d fs.DirEntry, err error) error {
 			if os.IsNotExist(err) {
 				return nil
@@ -121,7 +121,7 @@ func (h *Host) leftovers(installation string) []string {
 	if installation != "" {
 		left = append(left, h.networkLeftovers(installation)...)
 	}
-	for _, dir := range []string{filepath.Join(h.Paths.Run, "vm"), filepath.Join(h.Paths.State, "vms")} {
+	for _, dir := range []string{filepath.Join(h.Paths.Run, "vm"), filepath.Join(h.Paths.State, "vms"), filepath.Join(h.Paths.State, "suspended")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !os.IsNotExist(err) {
 			left = append(left, err.Error())

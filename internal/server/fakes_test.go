@@ -76,6 +76,22 @@ func (v *vms) Get(_ context.Context, caller uint32, ref string) (api.VM, error) 
 	return v.find(caller, ref)
 }
 
+func (v *vms) Pause(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return v.begin(caller, ref, "pause")
+}
+
+func (v *vms) Resume(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return v.begin(caller, ref, "resume")
+}
+
+func (v *vms) Suspend(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return v.begin(caller, ref, "suspend")
+}
+
+func (v *vms) ColdStart(_ context.Context, caller uint32, ref string) (api.Operation, error) {
+	return v.begin(caller, ref, "start cold")
+}
+
 func (v *vms) Start(_ context.Context, caller uint32, ref string) (api.Operation, error) {
 	return v.begin(caller, ref, "start")
 }

@@ -92,10 +92,17 @@ func (s *server) vmRoutes(routes huma.API) {
 			op, err := s.VMs.Delete(ctx, caller, in.VM, in.Force)
 			return operationBody{op}, err
 		})
-	route(s, routes, spec{"POST /vms/{vm}/start", http.StatusAccepted, "start-vm", "Boot a VM.",
-		"The operation ends when the agent in the guest answers.", ofVM},
-		func(ctx context.Context, caller uint32, in *vmInput) (operationBody, error) {
-			op, err := s.VMs.Start(ctx, caller, in.VM)
+	route(s, routes, spec{"POST /vms/{vm}/start", http.StatusAccepted, "start-vm", "Boot a VM, or wake it.",
+		"One that is suspended goes on where it was; where that is not possible, the operation fails, says why, and leaves it suspended. The operation ends when the agent in the guest answers.", ofVM},
+		func(ctx context.Context, caller uint32, in *struct {
+			VM   string `path:"vm"`
+			Body *api.StartVM
+		}) (operationBody, error) {
+			start := s.VMs.Start
+			if in.Body != nil && in.Body.Cold {
+				start = s.VMs.ColdStart
+			}
+			op, err := start(ctx, caller, in.VM)
 			return operationBody{op}, err
 		})
 	route(s, routes, spec{"POST /vms/{vm}/stop", http.StatusAccepted, "stop-vm", "Ask a VM to power off; kill it where it does not.",
@@ -112,11 +119,29 @@ func (s *server) vmRoutes(routes huma.API) {
 			return operationBody{op}, err
 		})
 	route(s, routes, spec{"POST /vms/{vm}/kill", http.StatusAccepted, "kill-vm", "End a VM without asking it.",
-		"", ofVM},
+		"What one that is suspended was at is dropped.", ofVM},
 		func(ctx context.Context, caller uint32, in *vmInput) (operationBody, error) {
 			op, err := s.VMs.Kill(ctx, caller, in.VM)
 			return operationBody{op}, err
 		})
+}
+
+// standstillRoutes are those that have a VM stand still and go on.
+func (s *server) standstillRoutes(routes huma.API) {
+	for _, r := range []struct {
+		verb, short, long string
+		do                func(context.Context, uint32, string) (api.Operation, error)
+	}{
+		{"pause", "Have a running VM stand still.", "Its memory stays where it is. Requests to its agent are refused until it is resumed.", s.VMs.Pause},
+		{"resume", "Have a paused VM go on.", "Its clock is set, and its connections go on.", s.VMs.Resume},
+		{"suspend", "Have a VM stand still on the disk.", "Its memory is written to the disk and its VMM ends; a start has it go on, also after a restart of the host.", s.VMs.Suspend},
+	} {
+		route(s, routes, spec{"POST /vms/{vm}/" + r.verb, http.StatusAccepted, r.verb + "-vm", r.short, r.long, ofVM},
+			func(ctx context.Context, caller uint32, in *vmInput) (operationBody, error) {
+				op, err := r.do(ctx, caller, in.VM)
+				return operationBody{op}, err
+			})
+	}
 }
 
 // changeRoutes are those that make a VM something else.

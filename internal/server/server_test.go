@@ -186,6 +186,10 @@ func TestRequestsReachTheService(t *testing.T) {
 		"start":           func() (api.Operation, error) { return d.StartVM(ctx, "one") },
 		"stop 1.5s":       func() (api.Operation, error) { return d.StopVM(ctx, "one", 1500*time.Millisecond) },
 		"kill":            func() (api.Operation, error) { return d.KillVM(ctx, "one") },
+		"start cold":      func() (api.Operation, error) { return d.ColdStartVM(ctx, "one") },
+		"pause":           func() (api.Operation, error) { return d.PauseVM(ctx, "one") },
+		"resume":          func() (api.Operation, error) { return d.ResumeVM(ctx, "one") },
+		"suspend":         func() (api.Operation, error) { return d.SuspendVM(ctx, "one") },
 		"delete":          func() (api.Operation, error) { return d.DeleteVM(ctx, "one", false) },
 		"delete by force": func() (api.Operation, error) { return d.DeleteVM(ctx, "one", true) },
 	} {

@@ -20,6 +20,10 @@ import (
 	"banger/internal/space"
 )
 
+// suspendedDir is where package vm keeps the snapshots of suspended VMs, whose names begin
+// with their ids.
+const suspendedDir = "suspended"
+
 // rootUID sees and may remove all.
 const rootUID = 0
 
@@ -191,7 +195,14 @@ func (s *Service) vms(ctx context.Context, caller uint32, m *measure) error {
 			return err
 		}
 		u.Logs += own
-		u.Size = u.Root + u.Work + u.Logs
+		snapshots, err := filepath.Glob(filepath.Join(s.StateDir, suspendedDir, v.ID+"-*"))
+		if err != nil {
+			return err
+		}
+		if u.Saved, err = m.take(snapshots...); err != nil {
+			return err
+		}
+		u.Size = u.Root + u.Work + u.Saved + u.Logs
 		m.out.VMs = append(m.out.VMs, u)
 	}
 	return nil

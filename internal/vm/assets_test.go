@@ -31,11 +31,16 @@ func (w *world) assets(db *store.DB, dirs *resource.Dir) vm.Assets {
 	return realAssets{w.images, w.kernels}
 }
 
-// noAssets implements vm.Assets with paths that nothing opens.
+// noAssets implements vm.Assets with files that nobody reads.
 type noAssets struct {
 	lacking error
 	state   string
 }
+
+// assetFiles are what noAssets has.
+var assetFiles = []string{"layer.ext4", "vmlinux", "initramfs", "modules.ext4"}
+
+func (a noAssets) file(name string) string { return filepath.Join(a.state, "assets", name) }
 
 func (noAssets) Image(context.Context, uint32, string) (string, error) { return "sha256:debian", nil }
 
@@ -44,7 +49,7 @@ func (noAssets) RunConfig(context.Context, string) (api.ImageConfig, error) {
 }
 
 func (a noAssets) Disks(context.Context, string) ([]string, error) {
-	return []string{"/layers/debian/layer.ext4"}, a.lacking
+	return []string{a.file("layer.ext4")}, a.lacking
 }
 
 func (a noAssets) Base(context.Context, string) (vm.Base, error) {
@@ -69,7 +74,7 @@ func (noAssets) Import(_ context.Context, _ uint32, _ string, tar io.Reader, _ a
 func (noAssets) Kernel(context.Context, string) (string, error) { return "linux", nil }
 
 func (a noAssets) Boot(context.Context, string) (vm.Boot, error) {
-	return vm.Boot{Vmlinux: "/kernels/linux/vmlinux", Initramfs: "/kernels/linux/initramfs", Modules: "/kernels/linux/modules.ext4"}, a.lacking
+	return vm.Boot{Vmlinux: a.file("vmlinux"), Initramfs: a.file("initramfs"), Modules: a.file("modules.ext4")}, a.lacking
 }
 
 // realAssets implements vm.Assets by the real images and kernels.

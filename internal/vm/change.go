@@ -47,6 +47,11 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 				rec.Name, d.what, d.has>>20, d.get>>20).WithHint("make a new VM with a smaller one and copy what you need")
 		}
 	}
+	if l != nil && l.isPaused() || rec.Wanted == WantSuspended {
+		if root != rec.RootSize || work != rec.DiskSize {
+			return rec, stillFor("change VM %q: its disks cannot grow", rec)
+		}
+	}
 	if more := disk.Overhead(root-rec.RootSize) + disk.Overhead(work-rec.DiskSize); more > 0 {
 		if err := s.room.Admit(fmt.Sprintf("change VM %q", rec.Name), more); err != nil {
 			return rec, err
@@ -87,7 +92,7 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 		return to, fmt.Errorf("change VM %q: its guest will see the new size at its next start: %w", rec.Name, err)
 	}
 	if to.Name != rec.Name {
-		if conn := l.connection(); conn != nil {
+		if conn := l.connection(); conn != nil && !l.isPaused() { // else it hears of it when it goes on
 			return to, conn.Configure(ctx, wire.Configure{Hostname: to.Name})
 		}
 	}
@@ -140,6 +145,15 @@ func (s *Service) growRoot(ctx context.Context, o *owner, to Record, name string
 	return r.grow(ctx, runOwnerOf(to.ID), to, path)
 }
 
+// stillFor is the error of what cannot be done to a VM that is paused or suspended.
+func stillFor(what string, rec Record) error {
+	way := "resume"
+	if rec.Wanted == WantSuspended {
+		way = "start"
+	}
+	return api.Errorf(api.CodeConflict, what+" while it is %s", rec.Name, rec.Wanted).WithHint("banger vm %s %s", way, rec.Name)
+}
+
 func or[T any](p *T, otherwise T) T {
 	if p == nil {
 		return otherwise
@@ -180,7 +194,7 @@ func (s *Service) Reset(_ context.Context, caller uint32, ref string) (api.Opera
 
 // resetRoot drops what the root's file has; the next start makes a new one.
 func (s *Service) resetRoot(ctx context.Context, rec Record, l *live, _ api.Reporter) (Record, error) {
-	if l != nil {
+	if l != nil || rec.Wanted == WantSuspended {
 		return rec, api.Errorf(api.CodeConflict, "reset VM %q: it was started meanwhile", rec.Name).WithHint("banger vm reset %s", rec.Name)
 	}
 	return rec, s.releaseDisk(ctx, rec.ID, s.rootOf(rec).files().Kind())
@@ -190,6 +204,9 @@ func (s *Service) resetRoot(ctx context.Context, rec Record, l *live, _ api.Repo
 func (s *Service) Promote(_ context.Context, caller uint32, ref, image string) (api.Operation, error) {
 	return s.operate(caller, ref, "vm.promote", func(ctx context.Context, o *owner, report api.Reporter) error {
 		return o.alter(ctx, func(ctx context.Context, rec Record, l *live, report api.Reporter) (Record, error) {
+			if rec.Wanted == WantSuspended {
+				return rec, stillFor("promote VM %q: its root cannot be read", rec)
+			}
 			if l != nil {
 				return rec, api.Errorf(api.CodeConflict, "promote VM %q: it runs", rec.Name).WithHint("banger vm stop %s", rec.Name)
 			}

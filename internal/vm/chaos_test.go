@@ -30,7 +30,7 @@ var requests = rapid.Custom(func(t *rapid.T) request {
 	return request{
 		what: rapid.SampledFrom([]string{
 			"create", "create", "run", "start", "start", "stop", "stop", "kill", "delete", "destroy", "destroy", "rename", "grow", "restart",
-			"reset", "promote", "lease", "shoot", "hang", "cancel", "look", "authorize", "agent",
+			"reset", "promote", "lease", "pause", "resume", "suspend", "suspend", "cold", "shoot", "hang", "cancel", "look", "authorize", "agent",
 		}).Draw(t, "what"),
 		name:   rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "name"),
 		number: rapid.IntRange(0, 5).Draw(t, "number"),
@@ -147,6 +147,14 @@ func (w *world) request(ctx context.Context, r request) {
 		op, err = w.svc.Restart(ctx, 0, r.name, 20*time.Millisecond)
 	case "reset":
 		op, err = w.svc.Reset(ctx, 0, r.name)
+	case "pause":
+		op, err = w.svc.Pause(ctx, 0, r.name)
+	case "resume":
+		op, err = w.svc.Resume(ctx, 0, r.name)
+	case "suspend":
+		op, err = w.svc.Suspend(ctx, 0, r.name)
+	case "cold":
+		op, err = w.svc.ColdStart(ctx, 0, r.name)
 	case "promote":
 		op, err = w.svc.Promote(ctx, 0, r.name, "image")
 	case "cancel":
@@ -226,7 +234,7 @@ func (w *world) lie() string {
 	running := map[string]bool{}
 	for _, v := range vms {
 		pid, runs := pids[v.ID]
-		if (v.State == api.VMRunning) != runs || v.PID != pid {
+		if (v.State == api.VMRunning || v.State == api.VMPaused) != runs || v.PID != pid {
 			return fmt.Sprintf("VM %q is %s, in process %d; its VMM is process %d", v.Name, v.State, v.PID, pid)
 		}
 		running["vm/"+v.ID+"/run"], known[v.ID] = runs, true
@@ -235,6 +243,9 @@ func (w *world) lie() string {
 		if !known[id] {
 			return fmt.Sprintf("a VMM runs of %s", id)
 		}
+	}
+	if lie := w.standstillLie(vms); lie != "" {
+		return lie
 	}
 	refs, err := w.db.Resources(ctx, "")
 	if err != nil {

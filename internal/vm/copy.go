@@ -36,7 +36,7 @@ func (s *Service) handlesPath(id string) string { return filepath.Join(s.vmDir(i
 // and the next start tries again.
 func (s *Service) keepRecord(rec Record) {
 	rec.LastError = "" // of the moment, as is whether it runs: handles.json tells that
-	if rec.Wanted == WantRunning {
+	if rec.Wanted == WantRunning || rec.Wanted == WantPaused {
 		rec.Wanted = WantStopped
 	}
 	h, err := s.ledger.Handles(context.Background(), s.installation, ownerOf(rec.ID))
@@ -56,7 +56,7 @@ func (s *Service) readRecord(id string) (recordCopy, error) {
 		return c, err
 	}
 	rec := c.VM
-	known := rec.Wanted == WantStopped || rec.Wanted == WantDeleted
+	known := rec.Wanted == WantStopped || rec.Wanted == WantSuspended || rec.Wanted == WantDeleted
 	switch {
 	case rec.ID != id || !validName.MatchString(rec.Name) || !known:
 		return c, fmt.Errorf("%w: it tells of a VM %q, called %q, that is to be %q", resource.ErrDamaged, rec.ID, rec.Name, rec.Wanted)

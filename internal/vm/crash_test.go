@@ -46,9 +46,27 @@ var actions = map[string]action{
 		return firstError(w, startA, onA(func(w *world) (api.Operation, error) { return w.svc.Kill(context.Background(), 0, "a") }))
 	}, do: onA(func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", false) })},
 	"delete --force": {ends: true, before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", true) })},
-	"restart":        {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Restart(context.Background(), 0, "a", time.Minute) })},
-	"reset":          {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Reset(context.Background(), 0, "a") })},
-	"promote":        {undone: noImage("image"), do: onA(func(w *world) (api.Operation, error) { return w.svc.Promote(context.Background(), 0, "a", "image") })},
+	"pause":          {spares: true, before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Pause(context.Background(), 0, "a") })},
+	"resume": {spares: true, before: func(w *world) error {
+		return firstError(w, startA, onA(func(w *world) (api.Operation, error) { return w.svc.Pause(context.Background(), 0, "a") }))
+	}, do: onA(func(w *world) (api.Operation, error) { return w.svc.Resume(context.Background(), 0, "a") })},
+	"suspend": {before: startA, do: suspendA, undone: keepsMemory},
+	"wake":    {before: func(w *world) error { return firstError(w, startA, suspendA) }, do: startA, undone: keepsMemory},
+	"start cold": {
+		before: func(w *world) error { return firstError(w, startA, suspendA) },
+		do:     onA(func(w *world) (api.Operation, error) { return w.svc.ColdStart(context.Background(), 0, "a") }),
+	},
+	"kill of a suspended VM": {
+		before: func(w *world) error { return firstError(w, startA, suspendA) },
+		do:     onA(func(w *world) (api.Operation, error) { return w.svc.Kill(context.Background(), 0, "a") }),
+	},
+	"delete --force of a suspended VM": {
+		ends: true, before: func(w *world) error { return firstError(w, startA, suspendA) },
+		do: onA(func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", true) }),
+	},
+	"restart": {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Restart(context.Background(), 0, "a", time.Minute) })},
+	"reset":   {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Reset(context.Background(), 0, "a") })},
+	"promote": {undone: noImage("image"), do: onA(func(w *world) (api.Operation, error) { return w.svc.Promote(context.Background(), 0, "a", "image") })},
 	"set": {spares: true, before: startA, do: func(w *world) error {
 		size := int64(128 << 20)
 		v, err := w.svc.Get(context.Background(), 0, "a")
@@ -111,6 +129,17 @@ func onA(request func(*world) (api.Operation, error)) func(*world) error {
 }
 
 func startA(w *world) error { return w.wait(w.svc.Start(context.Background(), 0, "a")) }
+
+func suspendA(w *world) error { return w.wait(w.svc.Suspend(context.Background(), 0, "a")) }
+
+// keepsMemory checks that a VM whose suspend or wake came to nothing is at what it was at.
+func keepsMemory(w *world) error {
+	v, err := w.svc.Get(context.Background(), 0, "a")
+	if err == nil && v.State != api.VMRunning && v.State != api.VMSuspended {
+		err = fmt.Errorf("it is %s: %s", v.State, v.LastError)
+	}
+	return err
+}
 
 func importKernel(w *world) error {
 	_, err := w.kernels.Import(context.Background(), "other", bytes.NewReader(kernelDeb()), func(api.Progress) {})
@@ -307,7 +336,7 @@ func (w *world) intact(a action, pids map[string]int) {
 	if err != nil && !a.ends {
 		w.t.Errorf("the VM is lost: %v", err)
 	}
-	if a.spares && (v.State != api.VMRunning || v.PID != pids[v.ID]) {
+	if a.spares && (v.State != api.VMRunning && v.State != api.VMPaused || v.PID != pids[v.ID]) {
 		w.t.Errorf("a VM that was not to end: %+v", v)
 	}
 	images, err := w.images.List(ctx, 0)

@@ -178,10 +178,11 @@ func serveMachines(t tester) *machineServer {
 	mux.HandleFunc("POST /power/{world}/{id}", func(rw http.ResponseWriter, r *http.Request) {
 		m := s.world(r.PathValue("world")).of(r.PathValue("id"))
 		if m != nil {
-			_ = instance{m, true}.PowerButton(r.Context()) // it may have ended
+			_ = instance{machine: m, started: true}.PowerButton(r.Context()) // it may have ended
 		}
 		_ = json.NewEncoder(rw).Encode(m != nil)
 	})
+	s.serveStandstill(mux)
 	s.serveMapper(mux)
 	server := &http.Server{Handler: mux}
 	ended := make(chan struct{})

@@ -18,6 +18,7 @@ import (
 
 	"banger/internal/guest/wire"
 	"banger/internal/linux"
+	"banger/internal/resource"
 	"banger/internal/vmm"
 )
 
@@ -53,6 +54,8 @@ type machine struct {
 	exited chan struct{}
 	exit   vmm.Exit
 	hung   chan struct{} // open while the agent does not answer; nil otherwise
+	paused chan struct{} // open while it stands still; nil otherwise
+	memory string        // what the guest knows, from its start on: random
 }
 
 // plan says how the machines that are started next behave.
@@ -113,10 +116,15 @@ func (d driver) Check(context.Context) (vmm.Info, error) {
 }
 
 func (d driver) Start(ctx context.Context, spec vmm.Machine) (vmm.Instance, error) {
+	return d.launch(ctx, &machine{Machine: spec, exited: make(chan struct{}), memory: resource.RandomName(8)})
+}
+
+// launch starts a machine that knows something already, and may stand still.
+func (d driver) launch(ctx context.Context, m *machine) (vmm.Instance, error) {
 	if err := errors.Join(d.gate.pass(), ctx.Err()); err != nil {
 		return nil, err
 	}
-	m := &machine{Machine: spec, exited: make(chan struct{})}
+	spec := m.Machine
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if len(d.next) > 0 {
@@ -131,6 +139,9 @@ func (d driver) Start(ctx context.Context, spec vmm.Machine) (vmm.Instance, erro
 	}
 	if m.mood == unable {
 		return nil, errors.New("start cat: it has no wish to")
+	}
+	if m.paused == nil {
+		m.write()
 	}
 	if err := m.start(); err != nil {
 		return nil, err
@@ -159,7 +170,7 @@ func (d driver) Start(ctx context.Context, spec vmm.Machine) (vmm.Instance, erro
 	if m.mood == stillborn {
 		_ = m.power.Close()
 	}
-	return instance{m, true}, nil
+	return instance{m, d, true}, nil
 }
 
 // start runs the VMM in its cgroup.
@@ -206,7 +217,7 @@ func (m *machine) listen(listener net.Listener, server *http.Server) {
 func (m *machine) agent(h *machines) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(wire.Health{Version: "cat", Protocol: wire.Protocol, BootID: m.ID})
+		_ = json.NewEncoder(w).Encode(wire.Health{Version: "cat", Protocol: wire.Protocol, BootID: m.memory})
 	})
 	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {
@@ -220,11 +231,14 @@ func (m *machine) agent(h *machines) http.Handler {
 	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
-		hung := m.hung
+		hung, paused := m.hung, m.paused
 		h.mu.Unlock()
-		if hung != nil {
+		for _, until := range []chan struct{}{hung, paused} {
+			if until == nil {
+				continue
+			}
 			select {
-			case <-hung:
+			case <-until:
 			case <-m.exited:
 			case <-r.Context().Done():
 			}
@@ -263,12 +277,13 @@ func (d driver) Attach(_ context.Context, spec vmm.Machine) (vmm.Instance, error
 	if len(spec.Disks) > 0 && !slices.Equal(m.Disks, spec.Disks) {
 		d.t.Errorf("machine %s was started with disks %v, it is attached to with %v", spec.ID, m.Disks, spec.Disks)
 	}
-	return instance{m, false}, nil
+	return instance{m, d, false}, nil
 }
 
 // instance implements vmm.Instance.
 type instance struct {
 	*machine
+	driver  driver
 	started bool // by the Service that has it
 }
 

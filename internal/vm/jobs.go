@@ -33,9 +33,10 @@ func runOwnerOf(id string) string { return "vm/" + id + "/run" }
 
 func (s *Service) vmDir(id string) string { return filepath.Join(s.stateDir, "vms", id) }
 
-// start acquires what a VM needs, boots it and waits for its agent. On an error
-// everything that it acquired is given back.
-func (s *Service) start(ctx context.Context, o *owner, rec Record, report api.Reporter) (l *live, err error) {
+// start acquires what a VM needs, boots it and waits for its agent. One that is suspended
+// goes on instead, unless cold is asked for. On an error everything that it acquired is
+// given back.
+func (s *Service) start(ctx context.Context, o *owner, rec Record, cold bool, report api.Reporter) (l *live, err error) {
 	report(api.Progress{Step: "prepare"})
 	defer func() {
 		if err != nil {
@@ -45,6 +46,18 @@ func (s *Service) start(ctx context.Context, o *owner, rec Record, report api.Re
 	}()
 	watch := newStopwatch()
 	if err := s.releaseRun(rec); err != nil { // what the last run could not: a VMM of it could write to the disks
+		return nil, err
+	}
+	if rec.Wanted == WantSuspended && !cold {
+		return s.wake(ctx, o, rec, watch, report)
+	}
+	if rec.Wanted == WantSuspended {
+		rec.Wanted = WantStopped
+		if err := o.commit(ctx, rec); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.dropSnapshots(rec.ID); err != nil {
 		return nil, err
 	}
 	if err := s.acquireDisks(ctx, rec, report); err != nil {
@@ -76,36 +89,47 @@ type booted struct {
 	conn   *guest.Conn // nil: the channel is to be made
 	health wire.Health
 	steps  []api.Step
+
+	adopted bool // an earlier daemon started it
+	paused  bool // it is to be
 }
 
-// boot starts the machine of a VM that has its disks, on behalf of an owner in the
-// ledger, who is to give back what it acquires, also after an error.
-func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot, watch *stopwatch, report api.Reporter) (booted, error) {
+// acquireRun acquires what a run needs of a VM that has its disks, on behalf of an owner
+// in the ledger, who is to give it back, also after an error, and describes the machine.
+func (s *Service) acquireRun(ctx context.Context, owner string, rec Record, r bootRoot, spec runSpec, watch *stopwatch) (vmm.Machine, vmm.Info, error) {
+	fail := func(err error) (vmm.Machine, vmm.Info, error) { return vmm.Machine{}, vmm.Info{}, err }
 	info, err := s.driver.Check(ctx)
 	if err != nil {
-		return booted{}, err
+		return fail(err)
 	}
 	watch.lap("engine") // slow the first time
-	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now(), Agent: s.agent, Console: s.consoleSize(rec.ID)}
 	runDir, cgroup := "vm/"+resource.RandomName(4), s.cgroups.Name(resource.RandomName(4))
 	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
-		return booted{}, err
+		return fail(err)
 	}
 	if err := r.acquire(ctx, owner, rec); err != nil {
-		return booted{}, err
+		return fail(err)
 	}
 	watch.lap("root")
 	for _, c := range s.capabilities {
 		if err := c.acquire(ctx, owner, rec); err != nil {
-			return booted{}, err
+			return fail(err)
 		}
 		watch.lap(c.step())
 	}
 	if _, err := s.ledger.Acquire(ctx, owner, KindCgroup, cgroup, s.limits(rec, info)); err != nil {
-		return booted{}, err
+		return fail(err)
 	}
 	watch.lap("cgroup")
 	m, err := s.machine(ctx, owner, rec, r, runDir, cgroup)
+	return m, info, err
+}
+
+// boot starts the machine of a VM that has its disks, on behalf of an owner in the
+// ledger, who is to give back what it acquired, also after an error.
+func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot, watch *stopwatch, report api.Reporter) (booted, error) {
+	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now(), Agent: s.agent, Console: s.consoleSize(rec.ID)}
+	m, info, err := s.acquireRun(ctx, owner, rec, r, spec, watch)
 	if err != nil {
 		return booted{}, err
 	}
@@ -128,7 +152,10 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 	watch.lap("kernel")
 	failpoint.Reach("vm", "connected")
 	watch.split("agent", health.Uptime-health.Started)
-	return booted{inst, s.driver.Name() + "/" + info.Accel, spec, m.Disks, m.Cgroup, conn, health, watch.steps}, nil
+	return booted{
+		inst: inst, engine: s.driver.Name() + "/" + info.Accel, spec: spec, disks: m.Disks, cgroup: m.Cgroup,
+		conn: conn, health: health, steps: watch.steps,
+	}, nil
 }
 
 // bootError says why the agent did not answer, with what the console said last.
@@ -151,12 +178,18 @@ func (s *Service) bootError(rec Record, inst vmm.Instance, spec runSpec, cgroup 
 func oneLine(log string) string { return strings.Join(strings.Split(log, "\n"), "; ") }
 
 // stop asks the guest to power off, then presses the power button, then kills. When
-// it is cancelled before that, it returns what still runs: l.
+// it is cancelled before that, it returns what still runs: l. One that stands still goes
+// on for that.
 func (s *Service) stop(ctx context.Context, rec Record, l *live, timeout time.Duration) (*live, error) {
 	if l != nil && timeout > 0 {
 		cancelled := ctx.Done()
 		ctx, cancel := context.WithTimeout(ctx, timeout)
 		defer cancel()
+		if l.isPaused() {
+			if err := l.resume(ctx); err != nil {
+				s.log.Info("have a paused VM go on", "vm", rec.Name, "err", err)
+			}
+		}
 		asked := errors.New("no channel")
 		if conn := l.connection(); conn != nil {
 			asked = conn.PowerOff(ctx)
@@ -178,7 +211,7 @@ func (s *Service) stop(ctx context.Context, rec Record, l *live, timeout time.Du
 			s.log.Warn("guest did not power off; killing it", "vm", rec.Name)
 		}
 	}
-	return nil, api.About(s.releaseRun(rec), "stop VM %q", rec.Name)
+	return nil, api.About(s.end(rec), "stop VM %q", rec.Name)
 }
 
 // destroy kills a VM, gives back all that it holds and forgets it.
@@ -250,5 +283,7 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.newLive(booted{inst: inst, engine: engine, spec: spec, disks: m.Disks, cgroup: m.Cgroup}, rec), nil
+	return s.newLive(booted{
+		inst: inst, engine: engine, spec: spec, disks: m.Disks, cgroup: m.Cgroup, adopted: true, paused: rec.Wanted == WantPaused,
+	}, rec), nil
 }

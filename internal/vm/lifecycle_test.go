@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"maps"
 	"slices"
 	"testing"
 
@@ -9,9 +10,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-var events = []event{evStart, evStarted, evStop, evUnstop, evKill, evEnded, evDied, evDelete, evDestroy, evUndelete, evChange}
+var events = slices.Sorted(maps.Keys(rules))
 
-var states = []api.VMState{api.VMStopped, api.VMStarting, api.VMRunning, api.VMStopping, api.VMDeleting}
+var states = append(slices.Clone(always), api.VMDeleting)
 
 // TestLifecycle walks at random: an event leads to a state of the drawing or is
 // refused without an effect, and a forced deletion is open from everywhere.
@@ -24,7 +25,7 @@ func TestLifecycle(t *testing.T) {
 			if err != nil && to != state {
 				t.Fatalf("%s in %s is refused and leads to %s", ev, state, to)
 			}
-			stays := ev == evChange || ev == evKill && state == api.VMStopping
+			stays := ev == evChange || ev == evPause || ev == evResume || ev == evKill && state == api.VMStopping
 			if err == nil && (to == state) != stays {
 				t.Fatalf("%s in %s leads to %s", ev, state, to)
 			}
@@ -58,10 +59,11 @@ func TestReachable(t *testing.T) {
 	}
 	// What is under way comes to an end of its own.
 	for from, ends := range map[api.VMState][]event{
-		api.VMStarting: {evStarted, evEnded}, api.VMStopping: {evEnded, evUnstop}, api.VMDeleting: {evUndelete},
+		api.VMStarting: {evStarted, evEnded, evSuspended}, api.VMStopping: {evEnded, evUnstop}, api.VMDeleting: {evUndelete},
+		api.VMSuspending: {evSuspended, evPaused, evResumed},
 	} {
 		for _, ev := range ends {
-			if to, err := next(from, ev); err != nil || to != api.VMStopped && to != api.VMRunning {
+			if to, err := next(from, ev); err != nil || slices.Contains([]api.VMState{api.VMStarting, api.VMStopping, api.VMDeleting, api.VMSuspending}, to) {
 				t.Errorf("%s in %s: %s, %v", ev, from, to, err)
 			}
 		}
@@ -71,11 +73,14 @@ func TestReachable(t *testing.T) {
 // TestRefusals says for each request of a user in which states it is taken.
 func TestRefusals(t *testing.T) {
 	taken := map[event][]api.VMState{
-		evStart:  {api.VMStopped},
-		evStop:   {api.VMRunning, api.VMStarting},
-		evKill:   {api.VMRunning, api.VMStarting, api.VMStopping},
-		evDelete: {api.VMStopped},
-		evChange: {api.VMStopped, api.VMRunning},
+		evStart:   {api.VMStopped, api.VMSuspended},
+		evStop:    {api.VMRunning, api.VMStarting, api.VMPaused, api.VMSuspending},
+		evKill:    {api.VMRunning, api.VMStarting, api.VMStopping, api.VMPaused, api.VMSuspending, api.VMSuspended},
+		evPause:   {api.VMRunning},
+		evResume:  {api.VMPaused},
+		evSuspend: {api.VMRunning, api.VMPaused},
+		evDelete:  {api.VMStopped},
+		evChange:  {api.VMStopped, api.VMRunning, api.VMPaused, api.VMSuspended},
 	}
 	for ev, from := range taken {
 		for _, s := range states {

@@ -34,6 +34,9 @@ type live struct {
 	log     *slog.Logger
 	stop    context.CancelFunc
 	ended   chan struct{} // closed when keep has returned
+	telling sync.Mutex    // held while the VMM is told to stand still or to go on
+
+	configuration func(context.Context, Record) (wire.Configure, error)
 
 	mu      sync.Mutex
 	rec     Record // as the guest is to know it
@@ -41,6 +44,9 @@ type live struct {
 	ready   chan struct{} // closed while conn is usable
 	version string
 	health  *api.Health // nil where the image has no check, or has not been heard
+	paused  bool
+	unsure  bool          // whether the VMM does what paused says: another daemon started it
+	turned  chan struct{} // closed and replaced whenever paused changes
 }
 
 // connect makes the channel to the agent and configures the guest.
@@ -83,6 +89,7 @@ func (s *Service) newLive(b booted, rec Record) *live {
 	l := &live{
 		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, steps: b.steps, disks: b.disks, cgroup: b.cgroup,
 		connect: s.connect, log: s.log.With("vm", rec.Name), stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
+		configuration: s.configuration, paused: b.paused, unsure: b.adopted, turned: make(chan struct{}),
 	}
 	if b.conn != nil {
 		l.set(b.conn, b.health.Version)
@@ -110,6 +117,9 @@ func (l *live) keep(ctx context.Context) {
 				conn.Close()
 			}
 			l.unset()
+		}
+		if !l.awaitTurn(ctx) {
+			return
 		}
 		conn, health, err := l.connect(ctx, l.inst, l.record())
 		if err == nil {

@@ -16,6 +16,7 @@ type command struct {
 	ctx     context.Context
 	event   event
 	timeout time.Duration // evStop: what the guest is given; 0 kills at once
+	cold    bool          // evStart: boots one that is suspended
 	change  change        // evChange
 	report  api.Reporter
 	done    chan error // buffered; answered once
@@ -117,7 +118,7 @@ func (o *owner) run() {
 		cmds := o.cmds
 		if current != nil {
 			jobDone = current.done
-			if current.cmd.event == evChange {
+			if rules[current.cmd.event].to == "" { // its state says nothing of the job
 				cmds = nil
 			}
 		} else if o.live != nil {
@@ -195,7 +196,7 @@ func (o *owner) transit(ev event) error {
 
 // begin starts the job of a command whose event has been applied.
 func (o *owner) begin(cmd *command) *job {
-	if cmd.event == evStop {
+	if cmd.event == evStop || cmd.event == evKill {
 		o.record(WantStopped, "") // should the daemon end before it is done
 	}
 	ctx, cancel := context.WithCancel(cmd.ctx)
@@ -206,11 +207,17 @@ func (o *owner) begin(cmd *command) *job {
 		defer cancel()
 		switch cmd.event {
 		case evStart:
-			j.live, j.err = o.svc.start(ctx, o, rec, cmd.report)
+			j.live, j.err = o.svc.start(ctx, o, rec, cmd.cold, cmd.report)
 		case evStop:
 			j.live, j.err = o.svc.stop(ctx, rec, was, cmd.timeout)
 		case evKill, evDied:
-			j.err = api.About(o.svc.releaseRun(rec), "end VM %q", rec.Name)
+			j.err = api.About(o.svc.end(rec), "end VM %q", rec.Name)
+		case evPause:
+			j.err = api.About(was.pause(ctx), "pause VM %q", rec.Name)
+		case evResume:
+			j.err = api.About(was.resume(ctx), "resume VM %q", rec.Name)
+		case evSuspend:
+			j.live, j.err = o.svc.suspend(ctx, o, rec, was, cmd.report)
 		case evDelete, evDestroy:
 			j.err = o.svc.destroy(ctx, rec, was)
 		case evChange:
@@ -233,13 +240,8 @@ func (o *owner) finish(j *job, superseded bool) (gone bool) {
 		}
 		return false
 	}
-	if j.cmd.event == evStop && j.live != nil { // cancelled
-		if superseded {
-			j.err = o.superseded(evStop)
-		} else {
-			o.transit(evUnstop)
-			o.record(WantRunning, "")
-		}
+	if j.live != nil && j.cmd.event != evStart || j.cmd.event == evPause || j.cmd.event == evResume {
+		o.stands(j, superseded)
 		return false
 	}
 	if j.cmd.event == evStart && j.err == nil {
@@ -270,10 +272,21 @@ func (o *owner) finish(j *job, superseded bool) (gone bool) {
 			j.err = o.superseded(evStart)
 			return false
 		}
-		o.transit(evEnded)
-		if !errors.Is(j.err, context.Canceled) {
-			o.record(WantStopped, j.err.Error())
+		want, ended := WantStopped, evEnded
+		if o.rec.Wanted == WantSuspended { // it still has its snapshot
+			want, ended = WantSuspended, evSuspended
 		}
+		o.transit(ended)
+		if !errors.Is(j.err, context.Canceled) {
+			o.record(want, j.err.Error())
+		}
+	case evSuspend:
+		if superseded {
+			j.err = o.superseded(evSuspend)
+			return false
+		}
+		o.transit(evSuspended)
+		o.record(WantSuspended, errText(j.err))
 	case evStop, evKill:
 		if !superseded {
 			o.transit(evEnded)
@@ -288,6 +301,33 @@ func (o *owner) finish(j *job, superseded bool) (gone bool) {
 		}
 	}
 	return false
+}
+
+// stands takes the result of a job over after which there still is the VMM that was: one
+// that had it stand still or go on, and one to end it that came to nothing.
+func (o *owner) stands(j *job, superseded bool) {
+	if superseded {
+		j.err = o.superseded(j.cmd.event)
+		return
+	}
+	if j.cmd.event == evStop { // cancelled
+		o.transit(evUnstop)
+	}
+	state, ev, want := api.VMRunning, evResumed, WantRunning
+	if o.live.isPaused() {
+		state, ev, want = api.VMPaused, evPaused, WantPaused
+	}
+	if !o.is(state) {
+		o.transit(ev)
+	}
+	o.record(want, "")
+}
+
+// is says whether the VM is in a state.
+func (o *owner) is(s api.VMState) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.state == s
 }
 
 // superseded is the error of a command that others have cancelled.
@@ -386,7 +426,11 @@ func (o *owner) current() (*live, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if o.state != api.VMRunning || o.live == nil {
-		return nil, api.Errorf(api.CodeConflict, "VM %q is %s", o.rec.Name, o.state).WithHint("banger vm start %s", o.rec.Name)
+		hint := "banger vm start " + o.rec.Name
+		if o.state == api.VMPaused {
+			hint = "banger vm resume " + o.rec.Name
+		}
+		return nil, api.Errorf(api.CodeConflict, "VM %q is %s", o.rec.Name, o.state).WithHint("%s", hint)
 	}
 	return o.live, nil
 }

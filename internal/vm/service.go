@@ -142,20 +142,31 @@ func (s *Service) resume(ctx context.Context, o *owner) (exists bool) {
 		}
 		return err != nil
 	}
+	if rec.Wanted == WantSuspended {
+		s.resumeSuspended(ctx, o)
+		return true
+	}
 	l, err := s.adopt(ctx, rec)
 	if err == nil {
 		s.log.Info("adopted", "vm", rec.Name, "pid", l.inst.PID())
 		s.keepHandles(ctx, rec, l.inst)
 		o.live, o.state = l, api.VMRunning
-		o.record(WantRunning, "")
+		want := WantRunning
+		if l.isPaused() {
+			o.state, want = api.VMPaused, WantPaused
+		}
+		o.record(want, "")
+		if err := s.dropSnapshots(rec.ID); err != nil { // it was to be suspended, or has woken
+			s.log.Error("remove a snapshot that is of no use", "vm", rec.Name, "err", err)
+		}
 		return true
 	}
 	s.log.Info("not running", "vm", rec.Name, "reason", err)
 	lastError := rec.LastError
-	if rec.Wanted == WantRunning {
+	if rec.Wanted == WantRunning || rec.Wanted == WantPaused {
 		lastError = s.deathMeanwhile(ctx, rec)
 	}
-	if err := s.releaseRun(rec); err != nil {
+	if err := s.end(rec); err != nil {
 		s.log.Error("release what a dead VM held", "vm", rec.Name, "err", err)
 		lastError = err.Error()
 	}
@@ -169,6 +180,24 @@ func (s *Service) resume(ctx context.Context, o *owner) (exists bool) {
 		s.log.Error("record VM", "vm", rec.Name, "err", err)
 	}
 	return true
+}
+
+// resumeSuspended is resume for a VM that is suspended: a VMM that there is has written
+// its snapshot, or has read it and has not gone on.
+func (s *Service) resumeSuspended(ctx context.Context, o *owner) {
+	rec := o.rec
+	lastError := rec.LastError
+	if err := s.releaseRun(rec); err != nil {
+		s.log.Error("end the VMM of a suspended VM", "vm", rec.Name, "err", err)
+		lastError = err.Error()
+	}
+	if _, _, err := s.suspended(ctx, rec.ID); err != nil {
+		s.log.Error("find a snapshot", "vm", rec.Name, "err", err)
+		o.record(WantStopped, fmt.Sprintf("what it was at is lost: its snapshot: %v", err))
+		return
+	}
+	o.state = api.VMSuspended
+	o.record(WantSuspended, lastError)
 }
 
 // add makes a VM known, unless the service is closed.
@@ -368,7 +397,7 @@ func (s *Service) operate(caller uint32, ref, kind string, fn func(context.Conte
 	}), nil
 }
 
-// Start starts a stopped VM.
+// Start starts a stopped VM, and has a suspended one go on.
 func (s *Service) Start(_ context.Context, caller uint32, ref string) (api.Operation, error) {
 	return s.operate(caller, ref, "vm.start", func(ctx context.Context, o *owner, report api.Reporter) error {
 		return o.do(ctx, evStart, 0, report)
@@ -383,7 +412,8 @@ func (s *Service) Stop(_ context.Context, caller uint32, ref string, timeout tim
 	})
 }
 
-// Kill ends a VM at once that runs, or is starting or stopping.
+// Kill ends a VM at once that runs, or is starting or stopping; one that is suspended
+// forgets what it was at.
 func (s *Service) Kill(_ context.Context, caller uint32, ref string) (api.Operation, error) {
 	return s.operate(caller, ref, "vm.kill", func(ctx context.Context, o *owner, report api.Reporter) error {
 		return o.do(ctx, evKill, 0, report)

@@ -1,12 +1,18 @@
 // Package vm owns the virtual machines: what they are, their lifecycle, and the
 // order in which the things that they need are acquired and given back.
 //
-//	          create            start             agent answers
-//	(none) ----------> stopped -------> starting ---------------> running
-//	                    ^  ^               | fails                  |
-//	                    |  +---------------+                        | stop, kill, or the VMM died
-//	                    +----------------- stopping <---------------+
+//	          create            start             agent answers       pause
+//	(none) ----------> stopped -------> starting ---------------> running <-------> paused
+//	                    ^  ^               | fails                  |      resume     |
+//	                    |  +---------------+                        | stop, kill, or  |
+//	                    +----------------- stopping <---------------+ the VMM died ---+
+//
+//	running, paused --suspend--> suspending --> suspended --start--> starting
+//	suspended --kill--> stopping
 //	stopped --delete--> deleting --> (none)         any state: delete --force
+//
+// A start of a suspended VM that comes to nothing leaves it suspended, a suspend that
+// does leaves it as it was.
 //
 // One goroutine owns each VM (owner.go) and is the only one to change it; slow
 // work runs in a job beside it, which can be cancelled. Service (service.go) is
@@ -30,9 +36,11 @@ type Wanted string
 
 // What may be wanted of a VM.
 const (
-	WantStopped Wanted = "stopped"
-	WantRunning Wanted = "running"
-	WantDeleted Wanted = "deleted"
+	WantStopped   Wanted = "stopped"
+	WantRunning   Wanted = "running"
+	WantPaused    Wanted = "paused"
+	WantSuspended Wanted = "suspended" // its snapshot is whole, and nobody has gone on from it
+	WantDeleted   Wanted = "deleted"
 )
 
 // Record is what a VM is.

@@ -116,6 +116,14 @@ func newWorld(t tester) *world {
 	if err := os.MkdirAll(filepath.Join(w.state, "bases"), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.Mkdir(filepath.Join(w.state, "assets"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range assetFiles {
+		if err := os.WriteFile(filepath.Join(w.state, "assets", name), []byte(name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	db := w.open()
 	defer db.Close()
 	ctx := context.Background()
@@ -191,7 +199,7 @@ func (w *world) boot(passages int) error {
 	runDirs := resource.NewDir(vm.KindRunDir, w.run, true, "vm")
 	uppers, works := disk.New(disk.KindUpper, w.state), disk.New(disk.KindWork, w.state)
 	bases, cows := disk.New(disk.KindBase, w.state), disk.New(disk.KindCow, w.state)
-	w.kinds = slices.Concat([]resource.Kind{dirs, uppers, works, bases, cows}, disk.SnapshotKinds(w.installed, w.state, w.kernel()))
+	w.kinds = slices.Concat([]resource.Kind{dirs, resource.NewDir(vm.KindSuspended, w.state, false, vm.SuspendedDir), uppers, works, bases, cows}, disk.SnapshotKinds(w.installed, w.state, w.kernel()))
 	if w.whole {
 		w.kinds = append(w.kinds, network.Kinds(w.installed)...)
 	}
@@ -366,7 +374,7 @@ func (w *world) empty() {
 			w.t.Errorf("of the kind %s are left: %+v, %v", k.Kind(), left, err)
 		}
 	}
-	for _, dir := range []string{filepath.Join(w.state, "vms"), filepath.Join(w.run, "vm"), cgroups.Path("banger-" + w.installed)} {
+	for _, dir := range []string{filepath.Join(w.state, "vms"), filepath.Join(w.state, vm.SuspendedDir), filepath.Join(w.run, "vm"), cgroups.Path("banger-" + w.installed)} {
 		_ = filepath.WalkDir(dir, func(path string, _ fs.DirEntry, err error) error {
 			if err == nil && path != dir || err == nil && dir == cgroups.Path("banger-"+w.installed) {
 				w.t.Errorf("left: %s", path)

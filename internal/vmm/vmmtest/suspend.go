@@ -23,8 +23,8 @@ func testSuspend(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 	}
 	conn := m.connect(t, inst)
 	defer conn.Close()
-	bootID := bootID(t, conn)
-	m.checkPause(t, newDriver, inst, conn, bootID)
+	id := bootID(t, conn)
+	m.checkPause(t, newDriver, inst, conn, id)
 
 	must(t, inst.Pause(t.Context()))
 	cancelled, cancel := context.WithCancel(t.Context())
@@ -33,7 +33,7 @@ func testSuspend(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 		t.Error("a snapshot was written although the context had ended")
 	}
 	must(t, inst.Resume(t.Context()))
-	if bootID != bootIDOf(t, m, inst) {
+	if id != bootID(t, conn) {
 		t.Error("after a snapshot that came to nothing it is another boot")
 	}
 	must(t, inst.Pause(t.Context()))
@@ -58,7 +58,9 @@ func testSuspend(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 	}
 	m.checkConfined(t, restored.PID())
 	must(t, restored.Resume(t.Context()))
-	if bootIDOf(t, m, restored) != bootID {
+	back := m.connect(t, restored)
+	defer back.Close()
+	if bootID(t, back) != id {
 		t.Error("what was restored is another boot")
 	}
 	m.kill(t)
@@ -79,13 +81,6 @@ func bootID(t *testing.T, conn *guest.Conn) string {
 		t.Fatalf("the agent's health: %+v, %v", health, err)
 	}
 	return health.BootID
-}
-
-func bootIDOf(t *testing.T, m *machine, inst vmm.Instance) string {
-	t.Helper()
-	conn := m.connect(t, inst)
-	defer conn.Close()
-	return bootID(t, conn)
 }
 
 // checkPause finds a paused machine silent, and well when a later daemon has had it go
