@@ -150,7 +150,12 @@ func (d *Driver) launch(ctx context.Context, m vmm.Machine, incoming *os.File, r
 		err = ready(ctx, i)
 	}
 	if err != nil {
-		i.kill()
+		select {
+		case <-i.exited:
+			err = fmt.Errorf("%w, by %s", err, cmp.Or(i.exit.Signal, fmt.Sprintf("status %d", i.exit.Code)))
+		default:
+			i.kill()
+		}
 		said := cmp.Or(strings.Join(strings.Split(i.exit.Log, "\n"), "; "), "it said nothing")
 		return nil, api.Errorf(api.CodeUnavailable, "start %s: %w: %s", info.Binary, err, said)
 	}

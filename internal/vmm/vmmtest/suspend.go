@@ -47,7 +47,7 @@ func testSuspend(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 	awaitExit(t, inst)
 
 	m.checkDamaged(t, newDriver(), dir)
-	m.newRunDir(t)
+	m.newRun(t)
 	restored, err := newDriver().Restore(t.Context(), m.Machine, dir)
 	if err != nil {
 		t.Fatal(err)
@@ -123,26 +123,30 @@ func (m *machine) checkDamaged(t *testing.T, d vmm.Driver, dir string) {
 			return err
 		},
 	} {
-		m.newRunDir(t)
+		m.newRun(t)
 		damaged := t.TempDir()
 		must(t, os.CopyFS(damaged, os.DirFS(dir)))
 		path, size := largest(t, damaged)
 		must(t, damage(path, size))
-		if _, err := d.Restore(t.Context(), m.Machine, damaged); err == nil {
+		_, err := d.Restore(t.Context(), m.Machine, damaged)
+		if err == nil {
 			t.Errorf("a snapshot was restored whose largest file is %s", name)
 		}
+		t.Logf("%s: %v", name, err)
 		if pids := m.pids(t); len(pids) != 0 {
 			t.Fatalf("%s: processes %v are left", name, pids)
 		}
 	}
 }
 
-// newRunDir gives a machine an empty one.
-func (m *machine) newRunDir(t *testing.T) {
+// newRun gives a machine what another run of it needs: an empty directory, and a cgroup
+// in which nothing was killed, since a kernel may kill what is born in one where that was.
+func (m *machine) newRun(t *testing.T) {
 	t.Helper()
 	var err error
 	m.RunDir, err = os.MkdirTemp(filepath.Dir(m.RunDir), "run")
 	must(t, err)
+	m.Cgroup, m.cgroup = newCgroup(t)
 }
 
 func largest(t *testing.T, dir string) (path string, size int64) {
