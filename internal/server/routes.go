@@ -130,15 +130,15 @@ func (s *server) vmRoutes(routes huma.API) {
 func (s *server) standstillRoutes(routes huma.API) {
 	for _, r := range []struct {
 		verb, short, long string
-		do                func(context.Context, uint32, string) (api.Operation, error)
+		do                func(VMs, context.Context, uint32, string) (api.Operation, error)
 	}{
-		{"pause", "Have a running VM stand still.", "Its memory stays where it is. Requests to its agent are refused until it is resumed.", s.VMs.Pause},
-		{"resume", "Have a paused VM go on.", "Its clock is set, and its connections go on.", s.VMs.Resume},
-		{"suspend", "Have a VM stand still on the disk.", "Its memory is written to the disk and its VMM ends; a start has it go on, also after a restart of the host.", s.VMs.Suspend},
+		{"pause", "Have a running VM stand still.", "Its memory stays where it is. Requests to its agent are refused until it is resumed.", VMs.Pause},
+		{"resume", "Have a paused VM go on.", "Its clock is set, and its connections go on.", VMs.Resume},
+		{"suspend", "Have a VM stand still on the disk.", "Its memory is written to the disk and its VMM ends; a start has it go on, also after a restart of the host.", VMs.Suspend},
 	} {
 		route(s, routes, spec{"POST /vms/{vm}/" + r.verb, http.StatusAccepted, r.verb + "-vm", r.short, r.long, ofVM},
 			func(ctx context.Context, caller uint32, in *vmInput) (operationBody, error) {
-				op, err := r.do(ctx, caller, in.VM)
+				op, err := r.do(s.VMs, ctx, caller, in.VM)
 				return operationBody{op}, err
 			})
 	}

@@ -156,8 +156,10 @@ func (d *Driver) launch(ctx context.Context, m vmm.Machine, incoming *os.File, r
 		default:
 			i.kill()
 		}
-		said := cmp.Or(strings.Join(strings.Split(i.exit.Log, "\n"), "; "), "it said nothing")
-		return nil, api.Errorf(api.CodeUnavailable, "start %s: %w: %s", info.Binary, err, said)
+		if said := strings.Join(strings.Split(i.exit.Log, "\n"), "; "); said != "" {
+			err = fmt.Errorf("%w: %s", err, said)
+		}
+		return nil, api.Errorf(api.CodeUnavailable, "start %s: %w", info.Binary, err)
 	}
 	return i, nil
 }
