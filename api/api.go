@@ -174,6 +174,15 @@ type Progress struct {
 	Current int64  `json:"current,omitempty" doc:"How much of it is done; bytes, unless Unit says otherwise."`
 	Total   int64  `json:"total,omitempty" doc:"How much there is to do; 0 where that is not known."`
 	Unit    string `json:"unit,omitempty" doc:"What Current and Total count, where that is not bytes."`
+	Parts   []Part `json:"parts,omitempty" doc:"How far each of several things is that go on at the same time, as the layers of an image."`
+}
+
+// Part is one of the things that an operation does at the same time.
+type Part struct {
+	Name    string `json:"name" doc:"What it is, for people, e.g. the beginning of a layer's digest."`
+	Step    string `json:"step" doc:"What is being done with it, for people."`
+	Current int64  `json:"current,omitempty" doc:"How many bytes of it are done."`
+	Total   int64  `json:"total,omitempty" doc:"How many bytes there are to do; 0 where that is not known."`
 }
 
 // Reporter takes progress. It may be called often, from any goroutine, and must

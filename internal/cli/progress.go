@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -13,15 +15,16 @@ import (
 	"golang.org/x/term"
 )
 
-// progress says on standard error what goes on: on a terminal in one line that
-// changes and vanishes, elsewhere in plain lines, few of them, if the work lasts.
+// progress says on standard error what goes on: on a terminal in a line that changes
+// and vanishes, with a bar below it for each of several parts, elsewhere in plain
+// lines, few of them, if the work lasts.
 type progress struct {
-	out   io.Writer  // nil: say nothing
-	width func() int // of the terminal; nil where out is none
-	now   func() time.Time
+	out  io.Writer                  // nil: say nothing
+	size func() (width, height int) // of the terminal; nil where out is none
+	now  func() time.Time
 
 	mu    sync.Mutex
-	on    bool // the line is on the terminal
+	on    int // so many lines are on the terminal
 	last  api.Progress
 	told  string      // the step that the last line was about
 	since time.Time   // when to speak next
@@ -45,7 +48,10 @@ func newProgress(d *deps, long bool) *progress {
 	switch {
 	case d.quiet:
 	case isFile && term.IsTerminal(int(f.Fd())):
-		p.out, p.width = f, func() int { return int(windowSize(int(f.Fd())).Cols) }
+		p.out, p.size = f, func() (int, int) {
+			s := windowSize(int(f.Fd()))
+			return int(s.Cols), int(s.Rows)
+		}
 	case long:
 		p.out = d.stderr
 		p.since = p.now().Add(lineDelay)
@@ -71,7 +77,7 @@ func (p *progress) report(now api.Progress) {
 		return
 	}
 	p.last = now
-	if p.width == nil {
+	if p.size == nil {
 		p.line()
 	} else {
 		p.draw()
@@ -95,12 +101,58 @@ func (p *progress) draw() {
 		return
 	}
 	p.told, p.since = p.last.Step, at.Add(redraw)
-	text := []rune(printable(describe(p.last)))
-	if room := p.width() - len(" ... "); room > 0 && len(text) > room {
-		text = text[:room]
+	width, height := p.size()
+	p.erase()
+	lines := []string{fitting(describe(p.last), width-len(" ... ")) + " ..."}
+	for _, part := range fittingParts(p.last.Parts, height-2) {
+		lines = append(lines, bar(part, width))
 	}
-	fmt.Fprintf(p.out, "\r\x1b[K%s ...", string(text))
-	p.on = true
+	fmt.Fprint(p.out, strings.Join(lines, "\n"))
+	p.on = len(lines)
+}
+
+// erase takes the lines off the terminal, or makes the line free; p.mu is held.
+func (p *progress) erase() {
+	if p.on > 1 {
+		fmt.Fprintf(p.out, "\r\x1b[%dA\x1b[J", p.on-1)
+	} else {
+		fmt.Fprint(p.out, "\r\x1b[K")
+	}
+}
+
+// fitting is what of a text has room in a line of the terminal.
+func fitting(text string, room int) string {
+	runes := []rune(printable(text))
+	if room > 0 && len(runes) > room {
+		runes = runes[:room]
+	}
+	return string(runes)
+}
+
+// fittingParts are the parts with something to show, no more than there is room for: first
+// those in which something happens.
+func fittingParts(parts []api.Part, room int) []api.Part {
+	rank := map[string]int{"wait": 1, "done": 2}
+	parts = slices.DeleteFunc(slices.Clone(parts), func(p api.Part) bool { return p.Step == "there" })
+	if len(parts) > room {
+		slices.SortStableFunc(parts, func(a, b api.Part) int { return rank[a.Step] - rank[b.Step] })
+		parts = parts[:max(0, room)]
+	}
+	return parts
+}
+
+// bar shows how far a part is, in a line of the terminal.
+func bar(part api.Part, width int) string {
+	const cells, most = 24, 70
+	text := fmt.Sprintf("  %s  %-5s", part.Name, part.Step)
+	if part.Total > 0 {
+		done := min(part.Current, part.Total)
+		if full := int(cells * done / part.Total); width >= most {
+			text += " [" + strings.Repeat("=", full) + strings.Repeat(" ", cells-full) + "]"
+		}
+		text += fmt.Sprintf(" %s of %s", units.BytesSize(float64(done)), units.BytesSize(float64(part.Total)))
+	}
+	return fitting(text, width-1)
 }
 
 // describe puts progress into words.
@@ -123,10 +175,10 @@ func (p *progress) clear() {
 	if p.timer != nil {
 		p.timer.Stop()
 	}
-	if p.on {
-		fmt.Fprint(p.out, "\r\x1b[K")
+	if p.on > 0 {
+		p.erase()
 	}
-	p.out, p.on = nil, false
+	p.out, p.on = nil, 0
 }
 
 // counter reports how much is read through it.

@@ -53,7 +53,7 @@ func TestProgressOfQuickWork(t *testing.T) {
 func TestProgressOnATerminal(t *testing.T) {
 	var out bytes.Buffer
 	at := &clock{time.Now()}
-	p := &progress{out: &out, width: func() int { return 20 }, now: at.now}
+	p := &progress{out: &out, size: func() (int, int) { return 20, 24 }, now: at.now}
 	p.report(api.Progress{Step: "boot"})
 	p.report(api.Progress{Step: "boot", Current: 1, Total: 2}) // at once again: not drawn
 	at.pass(redraw)
@@ -63,5 +63,27 @@ func TestProgressOnATerminal(t *testing.T) {
 	const start = "\r\x1b[K"
 	if want := start + "boot ..." + start + "boot 50% ..." + start + "a step whose na ..." + start; out.String() != want {
 		t.Errorf("got %q, want %q", out.String(), want)
+	}
+}
+
+// A bar for each layer that arrives, below the line, no more than the terminal has room for.
+func TestProgressOfParts(t *testing.T) {
+	var out bytes.Buffer
+	at := &clock{time.Now()}
+	height := 24
+	p := &progress{out: &out, size: func() (int, int) { return 80, height }, now: at.now}
+	now := api.Progress{Step: "get 4 layers", Current: 1, Total: 4, Parts: []api.Part{
+		{Name: "aaaa", Step: "there", Total: 9}, {Name: "bbbb", Step: "done", Current: 1 << 20, Total: 1 << 20},
+		{Name: "cccc", Step: "wait", Total: 2 << 20}, {Name: "dd\x1b[31m", Step: "get", Current: 1 << 20, Total: 2 << 20}}}
+	p.report(now)
+	at.pass(redraw)
+	height = 3
+	p.report(now)
+	p.clear()
+	const full, none, half = "========================", "                        ", "============            "
+	get := "  dd [31m  get   [" + half + "] 1MiB of 2MiB"
+	if want := "\r\x1b[Kget 4 layers 25% ...\n  bbbb  done  [" + full + "] 1MiB of 1MiB\n  cccc  wait  [" + none + "] 0B of 2MiB\n" + get +
+		"\r\x1b[3A\x1b[Jget 4 layers 25% ...\n" + get + "\r\x1b[1A\x1b[J"; out.String() != want {
+		t.Errorf("got\n%q, want\n%q", out.String(), want)
 	}
 }

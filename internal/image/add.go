@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"banger/api"
@@ -19,7 +19,7 @@ const (
 	maxFetches = 3 // blobs of one image that arrive at the same time
 )
 
-// Add makes an image of an artifact: each layer that is not here becomes a disk while
+// Add makes an image of an artifact that is pulled: each layer that is not here becomes a disk while
 // it arrives. Replace lets the name, if owner has an image of it, mean the new one. On
 // an error nothing is visible; where Add was to replace, layers that arrived whole stay
 // until an image takes them or a sweep. Errors: invalid, naming layer and entry;
@@ -33,11 +33,11 @@ func (m *Manager) Add(ctx context.Context, owner uint32, name string, replace bo
 	}
 	done, err := m.reserve(ctx, owner, name, replace)
 	if err != nil {
-		return Image{}, importError(name, err)
+		return Image{}, about("pull", name, err)
 	}
 	defer done()
 	img, err := m.add(ctx, owner, name, replace, art, report)
-	return img, importError(name, err)
+	return img, about("pull", name, err)
 }
 
 func (m *Manager) add(ctx context.Context, owner uint32, name string, replace bool, art Artifact, report api.Reporter) (Image, error) {
@@ -57,7 +57,7 @@ func (m *Manager) add(ctx context.Context, owner uint32, name string, replace bo
 	}
 	unpin()
 	if err == nil || !replace { // a pull that broke off goes on another time with what is whole
-		err = errors.Join(err, m.sweep(context.WithoutCancel(ctx)))
+		_ = m.sweep(context.WithoutCancel(ctx)) // what it cannot remove now another one does
 	}
 	return img, err
 }
@@ -83,12 +83,13 @@ func (m *Manager) forget(ctx context.Context, orphans []Layer) error {
 	return errors.Join(errs...)
 }
 
-// build makes all layers of an image. What arrives when it ends is given back.
+// build makes all layers of an image. What arrives when it ends is given back, unless
+// another attempt can go on with it.
 func (m *Manager) build(ctx context.Context, b *builder) (img Image, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		cancel()
-		err = errors.Join(err, b.abandon(context.WithoutCancel(ctx)))
+		err = errors.Join(err, b.abandon(context.WithoutCancel(ctx), b.art.resumes() && brokenOff(err)))
 	}()
 	if err := b.prefetch(ctx); err != nil {
 		return Image{}, err
@@ -127,7 +128,7 @@ type builder struct {
 	merged  int
 	entries int64 // of them
 
-	arrived atomic.Int64
+	bars    *bars
 	fetches []*fetch // by layer; nil for one that is here already or that another makes
 	waits   sync.WaitGroup
 }
@@ -140,19 +141,6 @@ type fetch struct {
 	once  sync.Once
 }
 
-// total is how many bytes are to arrive, 0 where that is not known.
-func (b *builder) total() (total int64) {
-	for i, f := range b.fetches {
-		if f != nil {
-			if b.art.Layers[i].Size < 0 {
-				return 0
-			}
-			total += b.art.Layers[i].Size
-		}
-	}
-	return total
-}
-
 // prefetch has the blobs that are needed arrive, some at a time.
 func (b *builder) prefetch(ctx context.Context) error {
 	b.fetches = make([]*fetch, len(b.chains))
@@ -163,14 +151,14 @@ func (b *builder) prefetch(ctx context.Context) error {
 			continue
 		}
 		if claim := b.m.claim(b.chains[i]); claim != nil {
-			if f, err := b.begin(ctx, claim); err == nil {
+			if f, err := b.begin(ctx, i, claim); err == nil {
 				b.fetches[i] = f
 				begun = append(begun, i)
 			} // else it is tried again, and the error told, when its turn comes
 		}
 	}
-	total := b.total()
-	if err := b.m.Room.Admit("make layers", total); err != nil {
+	b.bars = newBars(b.art, b.fetches, b.report)
+	if err := b.m.Room.Admit("make layers", b.bars.total()); err != nil {
 		return err
 	}
 	b.waits.Go(func() {
@@ -178,21 +166,40 @@ func (b *builder) prefetch(ctx context.Context) error {
 			slots <- struct{}{}
 			b.waits.Go(func() {
 				defer func() { <-slots }()
-				b.receive(ctx, i, total)
+				b.receive(ctx, i)
 			})
 		}
 	})
 	return nil
 }
 
-// begin makes the directory in which a blob arrives.
-func (b *builder) begin(ctx context.Context, claim func()) (*fetch, error) {
+// begin makes the directory in which a blob arrives, or takes the one in which an
+// earlier pull has left a part of it.
+func (b *builder) begin(ctx context.Context, i int, claim func()) (*fetch, error) {
+	part := partial{Blob: b.art.Layers[i].Digest, Owner: b.owner}
+	if dir, ok := b.m.takePartial(part); ok {
+		file, err := b.m.openPartial(dir, b.art.Layers[i].Size)
+		if err == nil {
+			s := newSpool(file, b.m.Room)
+			if err = s.resume(); err == nil {
+				return &fetch{dir: dir, spool: s, claim: claim}, nil
+			}
+			file.Close()
+		}
+		if err := b.m.Ledger.ReleaseOwner(context.WithoutCancel(ctx), layerOwner(dir)); err != nil {
+			claim()
+			return nil, err
+		}
+	}
 	dir := "layers/" + resource.RandomName(8)
 	if _, err := b.m.Ledger.Acquire(ctx, layerOwner(dir), dirKind, dir, nil); err != nil {
 		claim()
 		return nil, err
 	}
 	file, err := b.m.createArchive(dir)
+	if err == nil && b.art.resumes() {
+		err = b.m.markPartial(dir, part)
+	}
 	if err != nil {
 		claim()
 		return nil, errors.Join(err, b.m.Ledger.ReleaseOwner(context.WithoutCancel(ctx), layerOwner(dir)))
@@ -200,13 +207,8 @@ func (b *builder) begin(ctx context.Context, claim func()) (*fetch, error) {
 	return &fetch{dir: dir, spool: newSpool(file, b.m.Room), claim: claim}, nil
 }
 
-func (b *builder) receive(ctx context.Context, i int, total int64) {
-	var last int64
-	b.fetches[i].spool.fill(ctx, b.art.Layers[i], func(n int64) {
-		now := b.arrived.Add(n - last)
-		last = n
-		b.report(api.Progress{Step: fmt.Sprintf("layer %d/%d", i+1, len(b.chains)), Current: now, Total: total})
-	})
+func (b *builder) receive(ctx context.Context, i int) {
+	b.fetches[i].spool.fill(ctx, b.art.Layers[i], func(n int64) { b.bars.arrived(i, n) })
 }
 
 // layer is the layer number i, made here unless it exists or somebody else makes it.
@@ -229,12 +231,12 @@ func (b *builder) layer(ctx context.Context, i int) (Layer, error) {
 			}
 			continue
 		}
-		f, err := b.begin(ctx, claim)
+		f, err := b.begin(ctx, i, claim)
 		if err != nil {
 			return Layer{}, err
 		}
 		b.fetches[i] = f
-		b.waits.Go(func() { b.receive(ctx, i, 0) })
+		b.waits.Go(func() { b.receive(ctx, i) })
 	}
 	f := b.fetches[i]
 	layer := Layer{Digest: b.chains[i], DiffID: b.diffs[i], Blob: b.art.Layers[i].Digest, Dir: f.dir}
@@ -246,7 +248,9 @@ func (b *builder) layer(ctx context.Context, i int) (Layer, error) {
 		return known, err
 	}
 	b.fetches[i] = nil
+	_ = os.Remove(b.m.path(layer.Dir, partialFile)) // it means nothing beside a layer
 	f.end()
+	b.bars.made(i)
 	return layer, nil
 }
 
@@ -270,7 +274,7 @@ func (b *builder) make(ctx context.Context, i int, f *fetch, layer *Layer) error
 		return err
 	}
 	w := layerWriter{m: b.m, dir: f.dir, disk: b.ownDisk(i), open: f.spool.reader, low: &lower{i, b.below, b.archive}, maxEntries: b.m.MaxEntries - b.entries}
-	tree, err := w.write(ctx, layer, b.report)
+	tree, err := w.write(ctx, layer, func(p api.Progress) { b.bars.written(i, p) })
 	if ferr := f.spool.wait(); ferr != nil {
 		return ferr // what the conversion met then is no wonder
 	}
@@ -321,15 +325,19 @@ func (b *builder) entitled(ctx context.Context, i int, layer Layer) error {
 	return prove(ctx, b.art.Layers[i], b.diffs[i], b.m.MaxSize+maxOverhead)
 }
 
-// abandon gives back what did not become a layer.
-func (b *builder) abandon(ctx context.Context) error {
+// abandon gives back what did not become a layer; keep leaves the blobs for another
+// attempt.
+func (b *builder) abandon(ctx context.Context, keep bool) error {
 	b.waits.Wait()
 	var errs []error
-	for _, f := range b.fetches {
-		if f != nil {
-			f.end()
+	for i, f := range b.fetches {
+		if f == nil {
+			continue
+		}
+		if !keep || f.spool.n == 0 || !b.m.leavePartial(f.dir, partial{b.art.Layers[i].Digest, b.owner}) {
 			errs = append(errs, b.m.Ledger.ReleaseOwner(ctx, layerOwner(f.dir)))
 		}
+		f.end()
 	}
 	return errors.Join(errs...)
 }

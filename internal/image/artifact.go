@@ -30,8 +30,9 @@ type Artifact struct {
 type Blob struct {
 	Digest string // sha256:..., of the blob as it arrives; "" where only the DiffID is known
 	Size   int64  // bytes; -1 where it is not known
-	// Open begins to read it. What it delivers is compared with the digest here.
-	Open func(context.Context) (io.ReadCloser, error)
+	// Open begins to read it, at the byte from. What it delivers is compared with the
+	// digest here.
+	Open func(ctx context.Context, from int64) (io.ReadCloser, error)
 	// Offered tells whether who has it would give it to the caller; nil where only its
 	// content tells.
 	Offered func(context.Context) error

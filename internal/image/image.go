@@ -93,6 +93,9 @@ type Manager struct {
 	busy   map[key]bool             // what is being imported
 	claims map[string]chan struct{} // layers that are being made, closed at the end
 	pins   map[string]int           // layers on the way into an image
+
+	partials map[partial]string // directories that wait for another pull
+	found    sync.Once          // those of an earlier daemon are among them
 }
 
 type key struct {
@@ -111,7 +114,7 @@ func New(c Config) *Manager {
 	if c.MaxEntries == 0 {
 		c.MaxEntries = defaultMaxEntries
 	}
-	return &Manager{Config: c, busy: map[key]bool{}, claims: map[string]chan struct{}{}, pins: map[string]int{}}
+	return &Manager{Config: c, busy: map[key]bool{}, claims: map[string]chan struct{}{}, pins: map[string]int{}, partials: map[partial]string{}}
 }
 
 // validName is the name of an image: words with slashes, a registry with a port
@@ -272,7 +275,11 @@ func (m *Manager) Alive(ctx context.Context) (map[string]bool, error) {
 	for _, l := range layers {
 		alive[layerOwner(l.Dir)] = true
 	}
-	return alive, nil
+	m.found.Do(func() { err = m.findPartials(ctx, alive) })
+	for _, dir := range m.waiting() {
+		alive[layerOwner(dir)] = true
+	}
+	return alive, err
 }
 
 func layerOwner(dir string) string { return "layer/" + filepath.Base(dir) }

@@ -305,19 +305,21 @@ func isNoSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || err != nil && api.CodeOf(err) == api.CodeNoSpace
 }
 
-// importError says what was imported, and gives full disks their code.
-func importError(name string, err error) error {
+func importError(name string, err error) error { return about("import", name, err) }
+
+// about says with what image an action came to an error, and gives full disks their code.
+func about(doing, name string, err error) error {
 	if err == nil {
 		return nil
 	}
 	if isNoSpace(err) {
-		return api.Errorf(api.CodeNoSpace, "import image %q: %w", name, err).WithHint("%s", space.Hint)
+		return api.Errorf(api.CodeNoSpace, "%s image %q: %w", doing, name, err).WithHint("%s", space.Hint)
 	}
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		if e.Code == api.CodeAlreadyExists {
 			return e
 		}
-		return &api.Error{Code: e.Code, Message: fmt.Sprintf("import image %q: %s", name, err), Hint: e.Hint}
+		return &api.Error{Code: e.Code, Message: fmt.Sprintf("%s image %q: %s", doing, name, err), Hint: e.Hint}
 	}
-	return fmt.Errorf("import image %q: %w", name, err)
+	return fmt.Errorf("%s image %q: %w", doing, name, err)
 }

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"banger/api"
+	"banger/internal/failpoint"
 	"banger/internal/space"
 )
 
@@ -32,6 +33,12 @@ func newSpool(file *os.File, room space.Room) *spool {
 	return s
 }
 
+// resume takes up what an earlier spool has left in the file.
+func (s *spool) resume() (err error) {
+	s.n, err = io.CopyBuffer(s.sum, onlyReader{s.file}, make([]byte, bufferSize))
+	return err
+}
+
 // fill reads the blob to its end and compares it with what it is to be.
 func (s *spool) fill(ctx context.Context, blob Blob, progress func(n int64)) {
 	err := s.receive(ctx, blob, progress)
@@ -42,11 +49,37 @@ func (s *spool) fill(ctx context.Context, blob Blob, progress func(n int64)) {
 }
 
 func (s *spool) receive(ctx context.Context, blob Blob, progress func(n int64)) error {
-	r, err := blob.Open(ctx)
+	had := s.n
+	if had == 0 || had != blob.Size {
+		if err := s.append(ctx, blob, progress); err != nil {
+			return err
+		}
+	} else if blob.Offered != nil {
+		if err := blob.Offered(ctx); err != nil {
+			return err
+		}
+	}
+	if blob.Size >= 0 && s.n != blob.Size {
+		return api.Errorf(api.CodeInvalid, "blob %s has %d bytes, not %d", blob.Digest, s.n, blob.Size)
+	}
+	got := "sha256:" + hex.EncodeToString(s.sum.Sum(nil))
+	switch {
+	case blob.Digest == "" || got == blob.Digest:
+		return nil
+	case had > 0:
+		return api.Errorf(api.CodeInvalid, "blob %s: what an earlier pull left of it was damaged", blob.Digest).WithHint("pull once more: it then comes whole")
+	}
+	return api.Errorf(api.CodeInvalid, "blob %s: its content has the digest %s", blob.Digest, got)
+}
+
+// append reads what is not here yet.
+func (s *spool) append(ctx context.Context, blob Blob, progress func(n int64)) error {
+	r, err := blob.Open(ctx, s.n)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
+	progress(s.n)
 	buf := make([]byte, bufferSize)
 	for {
 		n, err := r.Read(buf)
@@ -63,6 +96,9 @@ func (s *spool) receive(ctx context.Context, blob Blob, progress func(n int64)) 
 			if _, err := s.file.Write(buf[:n]); err != nil {
 				return err
 			}
+			if err := failpoint.Pass("blob", "arrived"); err != nil {
+				return err
+			}
 			s.mu.Lock()
 			s.n += int64(n)
 			s.more.Broadcast()
@@ -70,7 +106,7 @@ func (s *spool) receive(ctx context.Context, blob Blob, progress func(n int64)) 
 			progress(s.n)
 		}
 		if err == io.EOF {
-			break
+			return nil
 		}
 		if err != nil {
 			return err
@@ -79,13 +115,6 @@ func (s *spool) receive(ctx context.Context, blob Blob, progress func(n int64)) 
 			return err
 		}
 	}
-	if blob.Size >= 0 && s.n != blob.Size {
-		return api.Errorf(api.CodeInvalid, "blob %s has %d bytes, not %d", blob.Digest, s.n, blob.Size)
-	}
-	if got := "sha256:" + hex.EncodeToString(s.sum.Sum(nil)); blob.Digest != "" && got != blob.Digest {
-		return api.Errorf(api.CodeInvalid, "blob %s: its content has the digest %s", blob.Digest, got)
-	}
-	return nil
 }
 
 // reader reads the blob from its beginning, as far as it has arrived.

@@ -201,7 +201,7 @@ func (b both) Close() error { return errors.Join(b.ReadCloser.Close(), b.file.Cl
 // prove reads a blob of which there is a layer already, so that nobody gets at what
 // is in a layer by naming it alone.
 func prove(ctx context.Context, blob Blob, diff string, most int64) error {
-	r, err := blob.Open(ctx)
+	r, err := blob.Open(ctx, 0)
 	if err != nil {
 		return err
 	}

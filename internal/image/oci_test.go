@@ -170,7 +170,7 @@ func TestOthersLayersAreNotOnesOwn(t *testing.T) {
 	img := ociImage(t, secret)
 	config, err := img.RawConfigFile()
 	check(t, err)
-	art := image.Artifact{Config: config, Layers: []image.Blob{{Size: -1, Open: func(ctx context.Context) (io.ReadCloser, error) {
+	art := image.Artifact{Config: config, Layers: []image.Blob{{Size: -1, Open: func(context.Context, int64) (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(archive(t, fileEntry("guess", 1)))), nil
 	}}}}
 	if _, err := m.Add(t.Context(), 1001, "stolen", false, art, nil); api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), "digest") {

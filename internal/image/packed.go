@@ -292,5 +292,11 @@ func (p *packed) saved() (Artifact, error) {
 }
 
 func fileBlob(file, digest string, size int64) Blob {
-	return Blob{Digest: digest, Size: size, Open: func(context.Context) (io.ReadCloser, error) { return os.Open(file) }}
+	return Blob{Digest: digest, Size: size, Open: func(_ context.Context, from int64) (io.ReadCloser, error) {
+		f, err := os.Open(file)
+		if err == nil {
+			_, err = f.Seek(from, io.SeekStart)
+		}
+		return f, err
+	}}
 }

@@ -29,6 +29,10 @@ func (m *Manager) Unused(ctx context.Context) ([]space.Item, error) {
 		items = append(items, space.Item{Kind: "layer", Name: ref.Name, Paths: []string{m.Dirs.Path(ref.Name)},
 			Remove: func(ctx context.Context) error { return m.Ledger.Release(ctx, ref) }})
 	}
+	for p, dir := range m.waiting() {
+		items = append(items, space.Item{Kind: "layer", Name: "a part of " + p.Blob, Paths: []string{m.Dirs.Path(dir)},
+			Remove: func(ctx context.Context) error { return m.dropPartial(ctx, p) }})
+	}
 	orphans, err := m.orphans(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("list layers: %w", err)

@@ -49,8 +49,8 @@ type Image struct {
 type Layer struct {
 	Digest string
 	Size   int64
-	// Open begins to read it. A stream that breaks is taken up again.
-	Open func(context.Context) (io.ReadCloser, error)
+	// Open begins to read it, at the byte from. A stream that breaks is taken up again.
+	Open func(ctx context.Context, from int64) (io.ReadCloser, error)
 	// Offered asks whether the registry would give it to the caller.
 	Offered func(context.Context) error
 }
@@ -193,10 +193,10 @@ func (r *remote) image(ctx context.Context, id, arch string) (Image, error) {
 		if l.Digest.Algorithm != "sha256" || l.Size < 0 {
 			return Image{}, api.Errorf(api.CodeInvalid, "%s: layer %q of %d bytes", r.repo, digest, l.Size)
 		}
-		img.Layers = append(img.Layers, Layer{Digest: digest, Size: l.Size, Open: func(ctx context.Context) (io.ReadCloser, error) {
-			return r.open(ctx, digest, l.Size)
+		img.Layers = append(img.Layers, Layer{Digest: digest, Size: l.Size, Open: func(ctx context.Context, from int64) (io.ReadCloser, error) {
+			return r.open(ctx, digest, l.Size, from)
 		}, Offered: func(ctx context.Context) error {
-			resp, err := r.ask(ctx, http.MethodHead, "blobs", digest, 0)
+			resp, err := r.ask(ctx, http.MethodHead, "blobs", digest, "")
 			if err == nil {
 				resp.Body.Close()
 			}
@@ -220,7 +220,7 @@ func isIndex(data []byte) bool {
 // document gets a JSON document, which is compared with its digest where that is how it
 // is named.
 func (r *remote) document(ctx context.Context, kind, id string) ([]byte, error) {
-	resp, err := r.get(ctx, kind, id, 0)
+	resp, err := r.ask(ctx, http.MethodGet, kind, id, "")
 	if err != nil {
 		return nil, err
 	}
@@ -242,12 +242,8 @@ func digestOf(data []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// get gets a manifest or a blob, from a byte on.
-func (r *remote) get(ctx context.Context, kind, id string, from int64) (*http.Response, error) {
-	return r.ask(ctx, http.MethodGet, kind, id, from)
-}
-
-func (r *remote) ask(ctx context.Context, method, kind, id string, from int64) (*http.Response, error) {
+// ask asks for a manifest or a blob, or for a range of its bytes.
+func (r *remote) ask(ctx context.Context, method, kind, id, span string) (*http.Response, error) {
 	url := fmt.Sprintf("%s://%s/v2/%s/%s/%s", r.repo.Scheme(), r.repo.RegistryStr(), r.repo.RepositoryStr(), kind, id)
 	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
@@ -258,12 +254,16 @@ func (r *remote) ask(ctx context.Context, method, kind, id string, from int64) (
 			req.Header.Add("Accept", string(t))
 		}
 	}
-	if from > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", from))
+	if span != "" {
+		req.Header.Set("Range", span)
 	}
 	resp, err := r.client.Do(req)
 	if err != nil {
 		return nil, explain(r.repo.Name(), err)
+	}
+	if span != "" && resp.StatusCode == http.StatusRequestedRangeNotSatisfiable {
+		resp.Body.Close()
+		return r.ask(ctx, method, kind, id, "")
 	}
 	if err := transport.CheckError(resp, http.StatusOK, http.StatusPartialContent); err != nil {
 		resp.Body.Close()
@@ -275,6 +275,9 @@ func (r *remote) ask(ctx context.Context, method, kind, id string, from int64) (
 // explain gives what went wrong with a registry its code.
 func explain(what string, err error) error {
 	if known, ok := errors.AsType[*api.Error](err); ok {
+		if strings.HasPrefix(known.Message, "pull "+what) {
+			return err
+		}
 		return api.Errorf(known.Code, "pull %s: %s", what, known.Message).WithHint("%s", known.Hint)
 	}
 	if errors.Is(err, context.Canceled) {

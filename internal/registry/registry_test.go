@@ -73,7 +73,7 @@ func compare(t *testing.T, got registry.Image, want v1.Image) {
 		t.Fatalf("got %s of %d layers, want %s of %d", got.Manifest, len(got.Layers), digest, len(m.Layers))
 	}
 	for i, l := range got.Layers {
-		r, err := l.Open(t.Context())
+		r, err := l.Open(t.Context(), 0)
 		if err != nil {
 			t.Fatal(err)
 		}

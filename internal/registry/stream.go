@@ -81,9 +81,9 @@ type blob struct {
 	all    int
 }
 
-// open begins to read a blob.
-func (r *remote) open(ctx context.Context, digest string, size int64) (io.ReadCloser, error) {
-	b := &blob{ctx: ctx, r: r, digest: digest, size: size}
+// open begins to read a blob at the byte from.
+func (r *remote) open(ctx context.Context, digest string, size, from int64) (io.ReadCloser, error) {
+	b := &blob{ctx: ctx, r: r, digest: digest, size: size, at: from}
 	if err := b.again(nil); err != nil {
 		return nil, err
 	}
@@ -103,17 +103,22 @@ func (b *blob) again(why error) error {
 			case <-time.After(resumePause << b.failed):
 			}
 		}
-		resp, err := b.r.get(b.ctx, "blobs", b.digest, b.at)
-		if err == nil && b.at > 0 && resp.StatusCode != http.StatusPartialContent {
-			// It knows no ranges: what is here already comes once more.
-			_, err = io.CopyN(io.Discard, resp.Body, b.at)
-			if err != nil {
-				resp.Body.Close()
-			}
+		span := ""
+		if b.at > 0 { // with its end, without which some registries do not understand it
+			span = fmt.Sprintf("bytes=%d-%d", b.at, b.size-1)
 		}
+		resp, err := b.r.ask(b.ctx, http.MethodGet, "blobs", b.digest, span)
 		if err == nil {
-			b.body = paced(b.ctx, resp.Body)
-			return nil
+			body := paced(b.ctx, resp.Body)
+			if b.at > 0 && resp.StatusCode != http.StatusPartialContent {
+				// It knows no ranges: what is here already comes once more.
+				_, err = io.CopyN(io.Discard, body, b.at)
+			}
+			if err == nil {
+				b.body = body
+				return nil
+			}
+			body.Close()
 		}
 		if b.ctx.Err() != nil || api.CodeOf(err) != api.CodeUnavailable {
 			return err

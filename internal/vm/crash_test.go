@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -12,6 +13,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"banger/api"
 	"banger/internal/failpoint"
@@ -97,6 +102,10 @@ var actions = map[string]action{
 	},
 	"image import":                          {spares: true, before: startA, do: func(w *world) error { return w.importImage("other", "false") }},
 	"image import of a layer that there is": {undone: noImage("other"), do: func(w *world) error { return w.importImage("other", "true") }},
+	"image pull": {spares: true, before: startA, undone: func(w *world) error { return noImage(os.Getenv(pulled))(w) }, do: func(w *world) error {
+		_, err := w.images.Pull(context.Background(), 0, api.PullImage{Ref: os.Getenv(pulled)}, nil)
+		return err
+	}},
 	"image remove": {
 		before: func(w *world) error { return w.importImage("other", "false") },
 		do:     func(w *world) error { return w.images.Remove(context.Background(), 0, "other") },
@@ -107,6 +116,26 @@ var actions = map[string]action{
 		return err
 	}},
 	"kernel remove": {before: importKernel, do: func(w *world) error { return w.kernels.Remove(context.Background(), "other") }},
+}
+
+// pulled is the variable of the environment that names the image in a registry.
+const pulled = "BANGER_TEST_PULLED"
+
+// serveImage has a registry offer an image of two layers.
+func serveImage(t *testing.T) {
+	img := empty.Image
+	for _, files := range []map[string]string{{"bin/one": "1"}, {"bin/.wh.one": "", "bin/two": "2"}} {
+		data := tarOf(files) // of another order the next time
+		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil })
+		if err == nil {
+			img, err = mutate.AppendLayers(img, layer)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	ref, _ := hosttest.NewRegistry(t).Push(t, "two:1", img)
+	t.Setenv(pulled, ref)
 }
 
 func noImage(name string) func(*world) error {
@@ -243,6 +272,7 @@ type crashes struct {
 func newCrashes(t *testing.T) *crashes {
 	c := &crashes{t: t, seed: seed(t), server: serveMachines(t)}
 	t.Setenv("PATH", c.seed+":"+os.Getenv("PATH"))
+	serveImage(t)
 	return c
 }
 
@@ -366,6 +396,11 @@ func (w *world) removeAssets() {
 	w.must(err)
 	for _, i := range images {
 		w.must(w.images.Remove(ctx, 0, i.Name))
+	}
+	unused, err := w.images.Unused(ctx) // what a pull that broke off has left for the next one
+	w.must(err)
+	for _, item := range unused {
+		w.must(item.Remove(ctx))
 	}
 	kernels, err := w.kernels.List(ctx)
 	w.must(err)

@@ -37,7 +37,7 @@ func TestFaultsEverywhere(t *testing.T) {
 }
 
 // aboutSomething is how an error begins that says what could not be done with what.
-var aboutSomething = regexp.MustCompile(`^[a-z]+ (VM|image|kernel) "[a-z0-9.-]+": `)
+var aboutSomething = regexp.MustCompile(`^[a-z]+ (VM|image|kernel) "[a-z0-9.:/-]+": `)
 
 // refused checks the error of an action that the host has kept from succeeding, and
 // what is not there after it.

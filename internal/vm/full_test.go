@@ -18,7 +18,8 @@ import (
 // fit. It says so, has left nothing, and the daemon goes on.
 func TestFullDisk(t *testing.T) {
 	from := seed(t)
-	for _, name := range []string{"create", "start", "promote", "image import", "kernel import"} {
+	serveImage(t)
+	for _, name := range []string{"create", "start", "promote", "image import", "image pull", "kernel import"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := emptyWorld(t)
