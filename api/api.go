@@ -138,6 +138,7 @@ type StartVM struct {
 // StopVM asks a VM to stop.
 type StopVM struct {
 	Timeout float64 `json:"timeout,omitempty" doc:"Seconds that the guest is given before it is killed; the default where it is 0." min:"0" max:"86400"`
+	Reason  string  `json:"reason,omitempty" doc:"Why, where that is not its user's wish: the VM's last_error tells it." match:"^[ -~]{0,200}$"`
 }
 
 // OperationStatus says whether an operation is under way and how it ended.

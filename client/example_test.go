@@ -85,7 +85,7 @@ func ExampleClient_Wait() {
 	fmt.Println(op.Kind, op.Status, err)
 
 	// A VM that does not run cannot be stopped.
-	op, err = c.StopVM(ctx, vm.ID, 0)
+	op, err = c.StopVM(ctx, vm.ID, api.StopVM{})
 	if err != nil {
 		fmt.Println(err)
 		return

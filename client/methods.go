@@ -72,8 +72,8 @@ func (c *Client) SuspendVM(ctx context.Context, ref string) (api.Operation, erro
 
 // StopVM asks the guest to power off and kills it after timeout, or after the
 // daemon's default where that is 0.
-func (c *Client) StopVM(ctx context.Context, ref string, timeout time.Duration) (api.Operation, error) {
-	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "stop"}}, api.StopVM{Timeout: timeout.Seconds()})
+func (c *Client) StopVM(ctx context.Context, ref string, req api.StopVM) (api.Operation, error) {
+	return c.begin(ctx, request{method: http.MethodPost, path: []string{"vms", ref, "stop"}}, req)
 }
 
 // KillVM ends a VM without asking the guest.

@@ -40,7 +40,7 @@ install_banger() {
     exit 1
   fi
   install -D -m 0755 -t "$bin" bin/banger bin/bangerd
-  for unit in bangerd.service bangerd.socket banger.slice; do
+  for unit in bangerd.service bangerd.socket banger-vms.service banger.slice; do
     install -d -m 0755 "$units"
     sed "s|@bindir@|$prefix/bin|" "systemd/$unit" >"$units/$unit"
     chmod 0644 "$units/$unit"
@@ -63,13 +63,14 @@ install_banger() {
     "$bin/banger" system stop
   fi
   systemctl daemon-reload
-  systemctl --quiet enable bangerd.service
+  systemctl --quiet enable bangerd.service banger-vms.service
   if unit_runs; then
     systemctl restart bangerd.service
     echo "bangerd is that of this version now; VMs ran on"
   else
     systemctl start bangerd.socket bangerd.service
   fi
+  systemctl start banger-vms.service # not restarted: to stop it would stop the VMs
 }
 
 uninstall_banger() {
@@ -82,13 +83,16 @@ uninstall_banger() {
       "$bin/banger" vm list >&2
       exit 1
     fi
+    if by_systemd && [ -e "$units/banger-vms.service" ]; then
+      systemctl --quiet disable --now banger-vms.service # while there is a daemon that it can ask
+    fi
     ! answers || "$bin/banger" system stop
   fi
   if by_systemd && [ -e "$units/bangerd.service" ]; then
     systemctl --quiet disable --now bangerd.socket bangerd.service
   fi
   rm -f "$bin/banger" "$bin/bangerd" "$sysusers/banger.conf" "${completions[@]}" \
-    "$units/bangerd.service" "$units/bangerd.socket" "$units/banger.slice"
+    "$units/bangerd.service" "$units/bangerd.socket" "$units/banger-vms.service" "$units/banger.slice"
   if by_systemd; then
     systemctl daemon-reload
   fi

@@ -3,10 +3,11 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"os/user"
 	"strings"
-	"text/tabwriter"
 	"time"
+	"unicode/utf8"
 
 	"banger/api"
 
@@ -48,12 +49,12 @@ func list[T any](d *deps, k kind[T], short, example string, get func(context.Con
 		case d.json:
 			return d.printJSON(all)
 		case d.quiet:
+			var text strings.Builder
 			for _, v := range all {
-				if _, err := fmt.Fprintln(d.stdout, k.ref(v)); err != nil {
-					return err
-				}
+				text.WriteString(k.ref(v) + "\n")
 			}
-			return nil
+			_, err := io.WriteString(d.stdout, text.String())
+			return err
 		case len(all) == 0:
 			_, err := fmt.Fprintln(d.stderr, k.none)
 			return err
@@ -146,14 +147,28 @@ func (d *deps) table(header []string, rows [][]string) error {
 	if header != nil {
 		rows = append([][]string{header}, rows...)
 	}
-	w := tabwriter.NewWriter(d.stdout, 0, 0, 2, ' ', 0)
+	var widths []int // of the columns, in characters
 	for _, row := range rows {
 		for i, cell := range row {
 			row[i] = printable(cell)
+			if i == len(widths) {
+				widths = append(widths, 0)
+			}
+			widths[i] = max(widths[i], utf8.RuneCountInString(row[i]))
 		}
-		fmt.Fprintln(w, strings.Join(row, "\t"))
 	}
-	return w.Flush()
+	var text strings.Builder // written at once: a thousand rows are as many cells as there would be calls of the kernel
+	for _, row := range rows {
+		for i, cell := range row {
+			text.WriteString(cell)
+			if i < len(row)-1 {
+				text.WriteString(strings.Repeat(" ", widths[i]-utf8.RuneCountInString(cell)+2))
+			}
+		}
+		text.WriteByte('\n')
+	}
+	_, err := io.WriteString(d.stdout, text.String())
+	return err
 }
 
 // printable is s with every control character shown as a space.

@@ -168,10 +168,14 @@ func steps(all []api.Step) string {
 
 func vmCommands(d *deps) *cobra.Command {
 	var patience timeoutFlag
+	var reason string
 	stop := verb(d, "stop", "Stop VMs: ask the agent, press the power button, then kill", func(ctx context.Context, ref string) (api.Operation, error) {
-		return d.client.StopVM(ctx, ref, patience.timeout)
+		return d.client.StopVM(ctx, ref, api.StopVM{Timeout: patience.timeout.Seconds(), Reason: reason})
 	}, d.vmNow)
 	patience.add(stop)
+	stop.Flags().StringVar(&reason, "reason", "", "why, for those who wonder: banger vm show tells it")
+	completeFlag(stop, "reason", cobra.NoFileCompletions)
+	orAll(d, stop)
 	var force bool
 	remove := verb(d, "delete", "Delete VMs and their disks", func(ctx context.Context, ref string) (api.Operation, error) {
 		return d.client.DeleteVM(ctx, ref, force)
@@ -267,6 +271,38 @@ func verb(d *deps, name, short string, begin func(context.Context, string) (api.
 	d.withJSON(c)
 	d.withQuiet(c, "do not print their names")
 	return c
+}
+
+// orAll has a command that takes VMs take --all in their place: those that are not stopped.
+func orAll(d *deps, c *cobra.Command) {
+	var all bool
+	c.Use = strings.Replace(c.Use, "VM...", "VM...|--all", 1)
+	c.Flags().BoolVar(&all, "all", false, "all VMs that run, of all users for root")
+	named, run := c.Args, c.RunE
+	c.Args = func(c *cobra.Command, args []string) error {
+		if all {
+			return usage(cobra.NoArgs)(c, args)
+		}
+		return named(c, args)
+	}
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if !all {
+			return run(c, args)
+		}
+		if err := d.connect(c.Context()); err != nil {
+			return err
+		}
+		vms, err := d.client.VMs(c.Context())
+		if err != nil {
+			return err
+		}
+		for _, vm := range vms {
+			if vm.State != api.VMStopped && vm.State != api.VMDeleting {
+				args = append(args, vm.ID)
+			}
+		}
+		return run(c, args)
+	}
 }
 
 // each does something to all objects, whether or not it can be done to the others,

@@ -96,8 +96,8 @@ func (v *vms) Start(_ context.Context, caller uint32, ref string) (api.Operation
 	return v.begin(caller, ref, "start")
 }
 
-func (v *vms) Stop(_ context.Context, caller uint32, ref string, timeout time.Duration) (api.Operation, error) {
-	return v.begin(caller, ref, "stop "+timeout.String())
+func (v *vms) Stop(_ context.Context, caller uint32, ref string, timeout time.Duration, reason string) (api.Operation, error) {
+	return v.begin(caller, ref, "stop "+timeout.String()+" "+reason)
 }
 
 func (v *vms) Kill(_ context.Context, caller uint32, ref string) (api.Operation, error) {

@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/http"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -16,6 +17,9 @@ import (
 
 // maxStopTimeout bounds what a caller may give a guest to power off.
 const maxStopTimeout = 24 * time.Hour
+
+// maxReason bounds what a caller may say of why a VM is stopped, in bytes.
+const maxReason = 200
 
 type none struct{}
 
@@ -111,11 +115,11 @@ func (s *server) vmRoutes(routes huma.API) {
 			VM   string `path:"vm"`
 			Body *api.StopVM
 		}) (operationBody, error) {
-			timeout, err := stopTimeout(in.Body)
+			timeout, reason, err := howToStop(in.Body)
 			if err != nil {
 				return operationBody{}, err
 			}
-			op, err := s.VMs.Stop(ctx, caller, in.VM, timeout)
+			op, err := s.VMs.Stop(ctx, caller, in.VM, timeout, reason)
 			return operationBody{op}, err
 		})
 	route(s, routes, spec{"POST /vms/{vm}/kill", http.StatusAccepted, "kill-vm", "End a VM without asking it.",
@@ -161,7 +165,7 @@ func (s *server) changeRoutes(routes huma.API) {
 			VM   string `path:"vm"`
 			Body *api.StopVM
 		}) (operationBody, error) {
-			timeout, err := stopTimeout(in.Body)
+			timeout, _, err := howToStop(in.Body) // it is to run again: there is nothing to explain
 			if err != nil {
 				return operationBody{}, err
 			}
@@ -196,14 +200,17 @@ func (s *server) sshRoutes(routes huma.API) {
 		})
 }
 
-func stopTimeout(req *api.StopVM) (time.Duration, error) {
+func howToStop(req *api.StopVM) (timeout time.Duration, reason string, err error) {
 	if req == nil {
-		return 0, nil
+		return 0, "", nil
 	}
 	if math.IsNaN(req.Timeout) || req.Timeout < 0 || req.Timeout > maxStopTimeout.Seconds() {
-		return 0, api.Errorf(api.CodeInvalid, "stop VM: timeout %v: not between 0 and %v seconds", req.Timeout, maxStopTimeout.Seconds())
+		return 0, "", api.Errorf(api.CodeInvalid, "stop VM: timeout %v: not between 0 and %v seconds", req.Timeout, maxStopTimeout.Seconds())
 	}
-	return time.Duration(req.Timeout * float64(time.Second)), nil
+	if len(req.Reason) > maxReason || strings.ContainsFunc(req.Reason, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return 0, "", api.Errorf(api.CodeInvalid, "stop VM: reason %q: not at most %d characters of printable ASCII", req.Reason, maxReason)
+	}
+	return time.Duration(req.Timeout * float64(time.Second)), req.Reason, nil
 }
 
 // visible finds an operation of the caller's, any for root.

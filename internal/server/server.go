@@ -38,7 +38,7 @@ type VMs interface {
 	Pause(ctx context.Context, caller uint32, ref string) (api.Operation, error)
 	Resume(ctx context.Context, caller uint32, ref string) (api.Operation, error)
 	Suspend(ctx context.Context, caller uint32, ref string) (api.Operation, error)
-	Stop(ctx context.Context, caller uint32, ref string, timeout time.Duration) (api.Operation, error)
+	Stop(ctx context.Context, caller uint32, ref string, timeout time.Duration, reason string) (api.Operation, error)
 	Kill(ctx context.Context, caller uint32, ref string) (api.Operation, error)
 	Delete(ctx context.Context, caller uint32, ref string, force bool) (api.Operation, error)
 	Set(ctx context.Context, caller uint32, ref string, req api.SetVM) (api.Operation, error)

@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"banger/api"
 	"banger/client"
@@ -184,7 +183,7 @@ func TestRequestsReachTheService(t *testing.T) {
 	for want, call := range map[string]func() (api.Operation, error){
 		"create x":        func() (api.Operation, error) { _, op, err := d.CreateVM(ctx, api.CreateVM{Name: "x"}); return op, err },
 		"start":           func() (api.Operation, error) { return d.StartVM(ctx, "one") },
-		"stop 1.5s":       func() (api.Operation, error) { return d.StopVM(ctx, "one", 1500*time.Millisecond) },
+		"stop 1.5s so":    func() (api.Operation, error) { return d.StopVM(ctx, "one", api.StopVM{Timeout: 1.5, Reason: "so"}) },
 		"kill":            func() (api.Operation, error) { return d.KillVM(ctx, "one") },
 		"start cold":      func() (api.Operation, error) { return d.ColdStartVM(ctx, "one") },
 		"pause":           func() (api.Operation, error) { return d.PauseVM(ctx, "one") },

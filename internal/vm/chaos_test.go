@@ -132,7 +132,7 @@ func (w *world) request(ctx context.Context, r request) {
 	case "start":
 		op, err = w.svc.Start(ctx, 0, r.name)
 	case "stop":
-		op, err = w.svc.Stop(ctx, 0, r.name, time.Duration(1+r.number*10)*time.Millisecond)
+		op, err = w.svc.Stop(ctx, 0, r.name, time.Duration(1+r.number*10)*time.Millisecond, "")
 	case "kill":
 		op, err = w.svc.Kill(ctx, 0, r.name)
 	case "delete", "destroy":

@@ -45,8 +45,10 @@ var actions = map[string]action{
 		return absent("VM b", err)
 	}},
 	"start": {do: startA, before: func(w *world) error { return os.RemoveAll(filepath.Join(w.state, "cache")) }},
-	"stop":  {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Stop(context.Background(), 0, "a", time.Minute) })},
-	"kill":  {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Kill(context.Background(), 0, "a") })},
+	"stop": {before: startA, do: onA(func(w *world) (api.Operation, error) {
+		return w.svc.Stop(context.Background(), 0, "a", time.Minute, "")
+	})},
+	"kill": {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Kill(context.Background(), 0, "a") })},
 	"delete": {ends: true, before: func(w *world) error {
 		return firstError(w, startA, onA(func(w *world) (api.Operation, error) { return w.svc.Kill(context.Background(), 0, "a") }))
 	}, do: onA(func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", false) })},

@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ type command struct {
 	event   event
 	timeout time.Duration // evStop: what the guest is given; 0 kills at once
 	cold    bool          // evStart: boots one that is suspended
+	reason  string        // evStop: why, for LastError; may be empty
 	change  change        // evChange
 	report  api.Reporter
 	done    chan error // buffered; answered once
@@ -197,7 +199,7 @@ func (o *owner) transit(ev event) error {
 // begin starts the job of a command whose event has been applied.
 func (o *owner) begin(cmd *command) *job {
 	if cmd.event == evStop || cmd.event == evKill {
-		o.record(WantStopped, "") // should the daemon end before it is done
+		o.record(WantStopped, cmd.reason) // should the daemon end before it is done
 	}
 	ctx, cancel := context.WithCancel(cmd.ctx)
 	j := &job{cmd: cmd, cancel: cancel, done: make(chan struct{})}
@@ -291,7 +293,7 @@ func (o *owner) finish(j *job, superseded bool) (gone bool) {
 		if !superseded {
 			o.transit(evEnded)
 		}
-		o.record(WantStopped, errText(j.err))
+		o.record(WantStopped, cmp.Or(errText(j.err), j.cmd.reason))
 	case evDied:
 		if !superseded {
 			o.transit(evEnded)

@@ -442,7 +442,7 @@ func TestHungVMM(t *testing.T) {
 		w.must(w.boot(0))
 	}
 	w.agree()
-	w.must(w.wait(w.svc.Stop(t.Context(), 0, "hung", 50*time.Millisecond)))
+	w.must(w.wait(w.svc.Stop(t.Context(), 0, "hung", 50*time.Millisecond, "")))
 	if v := w.get("hung"); v.State != api.VMStopped {
 		t.Errorf("after it was stopped it is %s", v.State)
 	}

@@ -405,10 +405,11 @@ func (s *Service) Start(_ context.Context, caller uint32, ref string) (api.Opera
 }
 
 // Stop stops a running VM: by its agent, then by its power button, and when the
-// timeout (the default where it is 0) is over, by killing it.
-func (s *Service) Stop(_ context.Context, caller uint32, ref string, timeout time.Duration) (api.Operation, error) {
+// timeout (the default where it is 0) is over, by killing it. A reason, which may be
+// empty, is what LastError then says.
+func (s *Service) Stop(_ context.Context, caller uint32, ref string, timeout time.Duration, reason string) (api.Operation, error) {
 	return s.operate(caller, ref, "vm.stop", func(ctx context.Context, o *owner, report api.Reporter) error {
-		return o.do(ctx, evStop, cmp.Or(timeout, DefaultStopTimeout), report)
+		return o.submit(&command{ctx: ctx, event: evStop, timeout: cmp.Or(timeout, DefaultStopTimeout), reason: reason, report: report})
 	})
 }
 

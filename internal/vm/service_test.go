@@ -47,7 +47,7 @@ func booted(t *testing.T) *world {
 // TestMeetings has a request come while another is under way on the same VM.
 func TestMeetings(t *testing.T) {
 	start := func(w *world) (api.Operation, error) { return w.svc.Start(context.Background(), 0, "a") }
-	stop := func(w *world) (api.Operation, error) { return w.svc.Stop(context.Background(), 0, "a", time.Hour) }
+	stop := func(w *world) (api.Operation, error) { return w.svc.Stop(context.Background(), 0, "a", time.Hour, "") }
 	kill := func(w *world) (api.Operation, error) { return w.svc.Kill(context.Background(), 0, "a") }
 	remove := func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", false) }
 	destroy := func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", true) }
@@ -145,7 +145,7 @@ func TestForceBehindStop(t *testing.T) {
 	w.create("a")
 	start := begun(t)(w.svc.Start(t.Context(), 0, "a"))
 	w.await("it boots", func() bool { return len(w.machines.running()) == 1 })
-	stop := begun(t)(w.svc.Stop(t.Context(), 0, "a", 0))
+	stop := begun(t)(w.svc.Stop(t.Context(), 0, "a", 0, ""))
 	w.await("it is stopping", func() bool { return w.get("a").State == api.VMStopping })
 	destroy := begun(t)(w.svc.Delete(t.Context(), 0, "a", true))
 	w.await("it is being deleted", func() bool { return w.get("a").State == api.VMDeleting })
@@ -217,7 +217,7 @@ func TestShutdownInStop(t *testing.T) {
 	if err := w.wait(w.svc.Start(t.Context(), 0, "a")); err != nil {
 		t.Fatal(err)
 	}
-	begun(t)(w.svc.Stop(t.Context(), 0, "a", time.Hour))
+	begun(t)(w.svc.Stop(t.Context(), 0, "a", time.Hour, ""))
 	w.await("it is stopping", func() bool { return w.get("a").State == api.VMStopping })
 	w.down()
 	if len(w.machines.running()) != 1 {
