@@ -137,7 +137,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		return err
 	}
 	used := usage.New(usage.Config{
-		StateDir: paths.State, Room: room, Images: images, Kernels: kernels, VMs: vms, Caches: []usage.Cache{host.uppers, host.works, host.bases},
+		StateDir: paths.State, Room: room, Images: images, Kernels: kernels, VMs: vms, Caches: []usage.Cache{host.uppers, host.works, host.bases, vms},
 	})
 	system := api.System{
 		Version: version, Installation: id.ID, PID: os.Getpid(), Started: time.Now(), StateDir: paths.State, RunDir: paths.Run,
@@ -246,6 +246,8 @@ func (a assets) Base(ctx context.Context, id string) (vm.Base, error) {
 	b, err := a.images.Base(ctx, id)
 	return vm.Base(b), err
 }
+
+func (a assets) Bases() ([]string, error) { return a.images.Bases() }
 
 func (a assets) ImageFree(ctx context.Context, uid uint32, name string) error {
 	return a.images.Free(ctx, uid, name)

@@ -265,6 +265,15 @@ func (m *Manager) Base(ctx context.Context, id string) (Base, error) {
 	return base, err
 }
 
+// Bases returns all of them, as Base.File.
+func (m *Manager) Bases() ([]string, error) {
+	files, err := filepath.Glob(m.path("layers/*", "base-*.ext4"))
+	for i, file := range files {
+		files[i] = path.Join("layers", filepath.Base(filepath.Dir(file)), filepath.Base(file))
+	}
+	return files, err
+}
+
 // Alive returns the ledger's owners, "layer/<rand>", that are still wanted.
 func (m *Manager) Alive(ctx context.Context) (map[string]bool, error) {
 	layers, err := m.Store.Layers(ctx)

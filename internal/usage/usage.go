@@ -76,7 +76,7 @@ func (s *Service) DiskUsage(ctx context.Context, caller uint32) (api.DiskUsage, 
 	}
 	m := &measure{Counter: space.NewCounter(), stateDir: s.StateDir, out: &out}
 	if caller == rootUID { // first: some of it is in the directories of VMs and layers
-		if err := s.setAside(m); err != nil {
+		if err := errors.Join(s.setAside(m), s.kept(m)); err != nil {
 			return out, err
 		}
 	}
@@ -243,6 +243,14 @@ func (s *Service) setAside(m *measure) error {
 	return err
 }
 
+func (s *Service) kept(m *measure) error {
+	items, err := s.caches()
+	if err == nil {
+		m.out.Caches, err = m.files(items)
+	}
+	return err
+}
+
 // files measures items that are one file or directory each.
 func (m *measure) files(items []space.Item) ([]api.FileUsage, error) {
 	all := []api.FileUsage{}
@@ -275,13 +283,6 @@ func (s *Service) rest(ctx context.Context, m *measure) error {
 			return err
 		}
 		m.out.Layers = append(m.out.Layers, api.LayerUsage{Dir: item.Name, Size: n, Images: []string{}})
-	}
-	caches, err := s.caches()
-	if err != nil {
-		return err
-	}
-	if m.out.Caches, err = m.files(caches); err != nil {
-		return err
 	}
 	m.out.Other, err = m.take(s.StateDir) // all that was not met before
 	return err

@@ -61,6 +61,14 @@ func (a noAssets) Base(context.Context, string) (vm.Base, error) {
 	return base, errors.Join(a.lacking, err)
 }
 
+func (a noAssets) Bases() ([]string, error) {
+	base, err := a.Base(context.Background(), "")
+	if base.File == "" {
+		return nil, err
+	}
+	return []string{base.File}, err
+}
+
 func (noAssets) ImageFree(context.Context, uint32, string) error { return nil }
 
 func (noAssets) Import(_ context.Context, _ uint32, _ string, tar io.Reader, _ api.Reporter) error {
@@ -100,6 +108,8 @@ func (a realAssets) Base(ctx context.Context, id string) (vm.Base, error) {
 	b, err := a.images.Base(ctx, id)
 	return vm.Base(b), err
 }
+
+func (a realAssets) Bases() ([]string, error) { return a.images.Bases() }
 
 func (a realAssets) ImageFree(ctx context.Context, uid uint32, name string) error {
 	return a.images.Free(ctx, uid, name)

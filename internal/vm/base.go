@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"banger/api"
 	"banger/internal/disk"
+	"banger/internal/space"
 )
 
 // fillTimeout is what a machine is given to copy an image.
@@ -71,4 +73,56 @@ func (s *Service) base(ctx context.Context, rec Record, report api.Reporter) (fi
 		return "", fmt.Errorf("flatten image %q: %w", rec.Image, err)
 	}
 	return s.bases.Keep(name, base.Dir)
+}
+
+// Cache returns the bases of images of which there is no VM with such a root. They are
+// made again when they are needed. Where it cannot be told which are in use, none is.
+func (s *Service) Cache() ([]space.Item, error) {
+	ctx := context.Background()
+	files, err := s.assets.Bases()
+	if err != nil || len(files) == 0 {
+		return nil, err
+	}
+	used, err := s.basesUsed(ctx)
+	if err != nil {
+		s.log.Warn("find the bases that are in use", "err", err)
+		return nil, nil
+	}
+	var items []space.Item
+	for _, file := range files {
+		if used[file] {
+			continue
+		}
+		at := filepath.Join(s.stateDir, filepath.FromSlash(file))
+		items = append(items, space.Item{Kind: "cache", Name: file, Paths: []string{at}, Remove: func(ctx context.Context) error {
+			select {
+			case s.filling <- struct{}{}: // who starts a VM meanwhile finds it gone, and makes it
+				defer func() { <-s.filling }()
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			used, err := s.basesUsed(ctx)
+			if err != nil || used[file] {
+				return err
+			}
+			return space.Remove(at)
+		}})
+	}
+	return items, nil
+}
+
+// basesUsed are the bases that VMs have, or will have at their first start.
+func (s *Service) basesUsed(ctx context.Context) (map[string]bool, error) {
+	recs, err := s.store.VMs(ctx)
+	used := map[string]bool{}
+	for _, rec := range recs {
+		if rec.RootDisk != api.RootDiskSnapshot {
+			continue
+		}
+		base, berr := s.assets.Base(ctx, rec.ImageID)
+		names, nerr := s.diskNames(ctx, rec.ID)
+		err = errors.Join(err, berr, nerr)
+		used[base.File], used[names.base] = true, true
+	}
+	return used, err
 }

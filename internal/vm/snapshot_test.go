@@ -114,7 +114,35 @@ func TestSnapshotRoot(t *testing.T) {
 	if w.base() != base {
 		t.Errorf("the base %s became %s", base, w.base())
 	}
+	prune := func() int { // what nobody needs of bases
+		t.Helper()
+		items, err := w.svc.Cache()
+		if err != nil {
+			t.Error(err)
+		}
+		for _, item := range items {
+			if err := item.Remove(ctx); err != nil {
+				t.Error(err)
+			}
+		}
+		return len(items)
+	}
+	if n := prune(); n != 0 || w.base() != base {
+		t.Errorf("%d bases can go that VMs have", n)
+	}
 	w.clear()
+	items, err := w.svc.Cache()
+	if err != nil || len(items) != 1 {
+		t.Fatalf("%d bases can go without VMs, %v", len(items), err)
+	}
+	w.createSized("c", size) // between the look and the removal
+	if err := items[0].Remove(ctx); err != nil || w.base() != base {
+		t.Errorf("the base of a VM that came meanwhile: %q, %v", w.base(), err)
+	}
+	w.clear()
+	if n := prune(); n != 1 || w.base() != "" {
+		t.Errorf("%d bases have gone, left is %q", n, w.base())
+	}
 	w.down()
 }
 

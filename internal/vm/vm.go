@@ -102,6 +102,8 @@ type Assets interface {
 	// Base says where the content of the image called id is, or is to be, as one file
 	// system that can be written to.
 	Base(ctx context.Context, id string) (Base, error)
+	// Bases are all of them, as Base.File.
+	Bases() ([]string, error)
 	// ImageFree says why the user uid could make no image of a name, if so.
 	ImageFree(ctx context.Context, uid uint32, name string) error
 	// Import makes an image of the user uid from a tar archive.
@@ -113,7 +115,7 @@ type Assets interface {
 }
 
 // Base is an image's content as one file system. Once it is there nobody changes it, and
-// it stays for as long as its image.
+// it stays for as long as its image, or VMs, need it.
 type Base struct {
 	File    string // below the state directory; empty while there is none
 	Dir     string // below the state directory: where it is to be made
