@@ -40,13 +40,14 @@ type job struct {
 // owner is the one goroutine that changes a VM, with the job that it has under way.
 // What others may read is behind mu.
 type owner struct {
-	svc  *Service
-	id   string
-	uid  uint32        // whose VM it is
-	cmds chan *command // those that wait for a change under way
-	ends chan *command // those that cancel what is under way: stop, kill, delete --force
-	quit chan struct{} // closed at shutdown
-	gone chan struct{} // closed when the goroutine has ended
+	svc     *Service
+	id      string
+	uid     uint32 // whose VM it is
+	created time.Time
+	cmds    chan *command // those that wait for a change under way
+	ends    chan *command // those that cancel what is under way: stop, kill, delete --force
+	quit    chan struct{} // closed at shutdown
+	gone    chan struct{} // closed when the goroutine has ended
 
 	console *console
 	unsaved bool // rec is not what the store has
@@ -60,7 +61,7 @@ type owner struct {
 
 func newOwner(svc *Service, rec Record) *owner {
 	return &owner{
-		svc: svc, id: rec.ID, uid: rec.Owner, rec: rec, state: api.VMStopped,
+		svc: svc, id: rec.ID, uid: rec.Owner, created: rec.Created, rec: rec, state: api.VMStopped,
 		cmds: make(chan *command), ends: make(chan *command), quit: make(chan struct{}), gone: make(chan struct{}),
 		console: &console{path: svc.consolePath(rec.ID)},
 	}

@@ -275,15 +275,14 @@ func (s *Service) find(caller uint32, ref string) (*owner, error) {
 // List returns the VMs that the caller may see, oldest first.
 func (s *Service) List(ctx context.Context, caller uint32) ([]api.VM, error) {
 	s.mu.Lock()
-	owners := slices.Collect(maps.Values(s.owners))
+	owners := slices.SortedFunc(maps.Values(s.owners), func(a, b *owner) int { return a.created.Compare(b.created) })
 	s.mu.Unlock()
-	vms := []api.VM{}
+	vms := make([]api.VM, 0, len(owners))
 	for _, o := range owners {
 		if caller == 0 || caller == o.uid {
 			vms = append(vms, s.view(ctx, o))
 		}
 	}
-	slices.SortFunc(vms, func(a, b api.VM) int { return a.Created.Compare(b.Created) })
 	return vms, nil
 }
 
