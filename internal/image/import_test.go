@@ -19,6 +19,13 @@ import (
 func newManager(t *testing.T) (m *image.Manager, db *store.DB, dir string) {
 	t.Helper()
 	dir = t.TempDir()
+	m, db = manage(t, dir)
+	return m, db, dir
+}
+
+// manage opens the installation in a state directory.
+func manage(t *testing.T, dir string) (*image.Manager, *store.DB) {
+	t.Helper()
 	db, err := store.Open(t.Context(), filepath.Join(dir, "banger.db"))
 	if err != nil {
 		t.Fatal(err)
@@ -26,7 +33,7 @@ func newManager(t *testing.T) (m *image.Manager, db *store.DB, dir string) {
 	t.Cleanup(func() { db.Close() })
 	dirs := resource.NewDir("dir", dir, false, "layers")
 	ledger := resource.New(db, "boot", slog.New(slog.DiscardHandler), dirs)
-	return image.New(image.Config{Ledger: ledger, Dirs: dirs, Store: db, MaxSize: 1 << 20, MaxEntries: 100}), db, dir
+	return image.New(image.Config{Ledger: ledger, Dirs: dirs, Store: db, MaxSize: 1 << 20, MaxEntries: 100}), db
 }
 
 // archive is a tar archive of entries; a regular file's content is its size in

@@ -59,9 +59,14 @@ func (m *memory) Resources(_ context.Context, owner string) ([]resource.Ref, err
 func newManager(t *testing.T) (*Manager, *memory, string) {
 	t.Helper()
 	dir, db := t.TempDir(), &memory{}
+	return manage(dir, db), db, dir
+}
+
+// manage returns the Manager of a state directory.
+func manage(dir string, db *memory) *Manager {
 	dirs := resource.NewDir("dir", dir, false, "kernels")
 	ledger := resource.New(db, "boot", slog.New(slog.DiscardHandler), dirs)
-	return New(Config{Ledger: ledger, Dirs: dirs, Store: db, Agent: []byte("the agent")}), db, dir
+	return New(Config{Ledger: ledger, Dirs: dirs, Store: db, Agent: []byte("the agent")})
 }
 
 func TestPull(t *testing.T) {

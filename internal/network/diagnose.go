@@ -10,6 +10,8 @@ import (
 
 	"banger/api"
 	"banger/internal/linux"
+
+	"github.com/miekg/dns"
 )
 
 // legacyTables lists the tables of iptables-legacy, which are not nft's; empty or absent
@@ -19,7 +21,7 @@ const legacyTables = "/proc/net/ip_tables_names"
 // Diagnose looks at what of the host is in the way of VMs' packets. It changes nothing,
 // and needs of its Config no Ledger and no Log.
 func (n *Network) Diagnose(ctx context.Context) []api.Finding {
-	return slices.Concat(n.diagnoseSubnet(ctx), n.diagnoseForwarding(), n.diagnoseDNS())
+	return slices.Concat(n.diagnoseSubnet(ctx), n.diagnoseForwarding(), n.diagnoseDNS(), diagnoseNames(ctx, newUpstream(n.Resolvers)))
 }
 
 func finding(check string, severity api.Severity, format string, args ...any) api.Finding {
@@ -149,5 +151,33 @@ func (n *Network) diagnoseDNS() []api.Finding {
 	f := finding("resolver", api.SeverityError, "the guests' resolver does not run: port %d of %s is taken", dnsPort, resolverOf(n.base.subnet))
 	f.Meaning = "VMs have no names and resolve none."
 	f.Advice = "Find the server that listens on all addresses (ss -lnp 'sport = 53') and have it listen on its own only."
+	return []api.Finding{f}
+}
+
+// diagnoseNames asks those to whom guests' questions are forwarded.
+func diagnoseNames(ctx context.Context, u *upstream) []api.Finding {
+	const check = "names"
+	q := new(dns.Msg)
+	q.SetQuestion(".", dns.TypeNS)
+	servers := strings.Join(u.list(), ", ")
+	answer, err := u.ask(ctx, q, "udp")
+	switch {
+	case ctx.Err() != nil:
+		return unknown(check, ctx.Err())
+	case err == nil && answer.Rcode != dns.RcodeServerFailure && answer.Rcode != dns.RcodeRefused:
+		return []api.Finding{finding(check, api.SeverityOK, "what VMs ask for is known to the host's resolvers, %s", servers)}
+	}
+	f := finding(check, api.SeverityWarning, "no resolver is known to which VMs' questions could be forwarded")
+	f.Advice = "Name one in /etc/resolv.conf, or for VMs alone as network.resolvers in the configuration."
+	f.Meaning = "VMs resolve no names but their own."
+	switch {
+	case servers == "":
+	case err == nil: // systemd-resolved says so where it has no upstream
+		f.Message = fmt.Sprintf("the host's resolvers, %s, answer with %s", servers, dns.RcodeToString[answer.Rcode])
+		f.Advice = "Look at what they have for upstreams; of systemd-resolved: resolvectl status."
+	default:
+		f.Message = fmt.Sprintf("the host's resolvers, %s, do not answer", servers)
+		f.Advice = "Look whether they run and are reached; systemd-resolved: systemctl status systemd-resolved."
+	}
 	return []api.Finding{f}
 }

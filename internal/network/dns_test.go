@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"banger/api"
+
 	"github.com/miekg/dns"
 )
 
@@ -188,6 +190,33 @@ func TestFewConnections(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	t.Error("a connection that was closed still counts")
+}
+
+// TestDiagnoseNames has resolvers that answer, that know nothing, and that are not there.
+func TestDiagnoseNames(t *testing.T) {
+	lost := func() string { // systemd-resolved without an upstream
+		s := newDNS(func(netip.Addr) (view, bool) { return view{forward: true}, true }, &upstream{bad: map[string]time.Time{}})
+		return start(t, s)
+	}
+	for what, c := range map[string]struct {
+		fixed    []string
+		severity api.Severity
+		says     string
+	}{
+		"one that answers":       {[]string{resolver(t)}, api.SeverityOK, "is known"},
+		"the second one answers": {[]string{"127.0.0.1:1", resolver(t)}, api.SeverityOK, "is known"},
+		"one that has nobody":    {[]string{lost()}, api.SeverityWarning, "answer with SERVFAIL"},
+		"one that is not there":  {[]string{"127.0.0.1:1"}, api.SeverityWarning, "do not answer"},
+		"none":                   {nil, api.SeverityWarning, "no resolver is known"},
+	} {
+		found := diagnoseNames(t.Context(), &upstream{fixed: c.fixed, bad: map[string]time.Time{}})
+		if len(found) != 1 || found[0].Severity != c.severity || !strings.Contains(found[0].Message, c.says) {
+			t.Errorf("%s: %+v", what, found)
+		}
+		if c.severity != api.SeverityOK && (found[0].Advice == "" || found[0].Meaning == "") {
+			t.Errorf("%s: it does not say what to do: %+v", what, found)
+		}
+	}
 }
 
 func TestResolvers(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/google/renameio/v2"
+	"banger/internal/failpoint"
 )
 
 // A second copy is a small file beside an object that repeats what the database says
@@ -33,15 +33,41 @@ var (
 )
 
 // WriteCopy writes a second copy, atomically. V is a struct with a member "schema".
+// Nobody else may write the same copy meanwhile.
 func WriteCopy(path string, v any) error {
 	text, err := json.MarshalIndent(v, "", "  ")
 	if err == nil {
-		err = renameio.WriteFile(path, append(text, '\n'), 0o600)
+		err = replace(path, append(text, '\n'))
 	}
 	if err != nil {
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	return nil
+}
+
+// replace has a file have a content or what it had before. What a crash leaves of the
+// attempt is under one name, that the next one takes.
+func replace(path string, content []byte) error {
+	part := path + ".part"
+	f, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = f.Sync()
+	}
+	err = errors.Join(err, f.Close())
+	if err == nil {
+		err = failpoint.Pass("copy", "begun")
+	}
+	if err == nil {
+		err = os.Rename(part, path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(part))
+	}
+	return failpoint.Pass("copy", "written")
 }
 
 // ReadCopy reads the second copy at path into v. Newest is the newest schema that the
@@ -116,10 +142,13 @@ func KeepCopy(path string, v any) error {
 	return WriteCopy(path, v)
 }
 
-// RemoveCopy removes a second copy; nil where there is none.
+// RemoveCopy removes a second copy, and what a crash has left of one; nil where there
+// is none.
 func RemoveCopy(path string) error {
-	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
+	for _, p := range []string{path + ".part", path} {
+		if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
 	}
 	return nil
 }

@@ -77,6 +77,21 @@ func (l *Ledger) Check(ctx context.Context) ([]Finding, error) {
 	return found, errors.Join(append(errs, err)...)
 }
 
+// CheckOwner is Check for what is held on behalf of owner alone.
+func (l *Ledger) CheckOwner(ctx context.Context, owner string) ([]Finding, error) {
+	held, err := l.Held(ctx, owner)
+	if err != nil {
+		return nil, err
+	}
+	var found []Finding
+	for _, ref := range held {
+		if f, ok := l.examine(ctx, ref); ok {
+			found = append(found, f)
+		}
+	}
+	return l.confirm(ctx, found)
+}
+
 // examine looks at the object of one row.
 func (l *Ledger) examine(ctx context.Context, ref Ref) (Finding, bool) {
 	f := Finding{Owner: ref.Owner, Kind: ref.Kind, Name: ref.Name}

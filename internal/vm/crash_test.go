@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,6 +24,7 @@ import (
 	"banger/internal/hosttest"
 	"banger/internal/image"
 	"banger/internal/linux"
+	"banger/internal/network"
 )
 
 // action is something that a user has the daemon do, alone on its host but for the VM
@@ -33,6 +35,7 @@ type action struct {
 	undone func(*world) error // checks what there is where the daemon has reported an error
 	spares bool               // whether "a" runs before and is to run after it, whatever happens
 	ends   bool               // whether "a" may be gone after it
+	beside bool               // whether "z" is on the network too, which so stays
 }
 
 // actions are all of them that change what there is on a host.
@@ -45,14 +48,14 @@ var actions = map[string]action{
 		return absent("VM b", err)
 	}},
 	"start": {do: startA, before: func(w *world) error { return os.RemoveAll(filepath.Join(w.state, "cache")) }},
-	"stop": {before: startA, do: onA(func(w *world) (api.Operation, error) {
+	"stop": {beside: true, before: startA, do: onA(func(w *world) (api.Operation, error) {
 		return w.svc.Stop(context.Background(), 0, "a", time.Minute, "")
 	})},
 	"kill": {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Kill(context.Background(), 0, "a") })},
 	"delete": {ends: true, before: func(w *world) error {
 		return firstError(w, startA, onA(func(w *world) (api.Operation, error) { return w.svc.Kill(context.Background(), 0, "a") }))
 	}, do: onA(func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", false) })},
-	"delete --force": {ends: true, before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", true) })},
+	"delete --force": {ends: true, beside: true, before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", true) })},
 	"pause":          {spares: true, before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Pause(context.Background(), 0, "a") })},
 	"resume": {spares: true, before: func(w *world) error {
 		return firstError(w, startA, onA(func(w *world) (api.Operation, error) { return w.svc.Pause(context.Background(), 0, "a") }))
@@ -72,7 +75,7 @@ var actions = map[string]action{
 		do: onA(func(w *world) (api.Operation, error) { return w.svc.Delete(context.Background(), 0, "a", true) }),
 	},
 	"restart": {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Restart(context.Background(), 0, "a", time.Minute) })},
-	"reset":   {before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Reset(context.Background(), 0, "a") })},
+	"reset":   {beside: true, before: startA, do: onA(func(w *world) (api.Operation, error) { return w.svc.Reset(context.Background(), 0, "a") })},
 	"promote": {undone: noImage("image"), do: onA(func(w *world) (api.Operation, error) { return w.svc.Promote(context.Background(), 0, "a", "image") })},
 	"set": {spares: true, before: startA, do: func(w *world) error {
 		size := int64(128 << 20)
@@ -193,9 +196,13 @@ func firstError(w *world, steps ...func(*world) error) error {
 
 // prepare makes what there is before an action.
 func (w *world) prepare(a action) {
-	w.create("z")
-	w.must(w.wait(w.svc.Start(context.Background(), 0, "z")))
-	_, op, err := w.svc.Create(context.Background(), 0, api.CreateVM{Name: "a", Network: api.NetworkBridge})
+	z := api.CreateVM{Name: "z", Start: true}
+	if a.beside {
+		z.Network = api.NetworkBridge
+	}
+	_, op, err := w.svc.Create(context.Background(), 0, z)
+	w.must(w.wait(op, err))
+	_, op, err = w.svc.Create(context.Background(), 0, api.CreateVM{Name: "a", Network: api.NetworkBridge})
 	w.must(w.wait(op, err))
 	if a.before != nil {
 		w.must(a.before(w))
@@ -360,6 +367,8 @@ func (w *world) intact(a action, pids map[string]int) {
 	ctx := context.Background()
 	if v, err := w.svc.Get(ctx, 0, "z"); err != nil || v.State != api.VMRunning || v.PID != pids[v.ID] {
 		w.t.Errorf("a VM that had nothing to do with it: %+v, %v", v, err)
+	} else if a.beside {
+		w.connected(v.ID)
 	}
 	v, err := w.svc.Get(ctx, 0, "a")
 	if err != nil {
@@ -388,6 +397,33 @@ func (w *world) intact(a action, pids map[string]int) {
 		if _, err := w.kernels.Boot(ctx, k.Name); err != nil {
 			w.t.Error(err)
 		}
+	}
+}
+
+// connected checks that a VM that runs is on the bridge, and guarded there.
+func (w *world) connected(id string) {
+	w.t.Helper()
+	held, err := w.ledger.Held(context.Background(), "vm/"+id+"/run")
+	w.must(err)
+	tap := ""
+	for _, ref := range held {
+		if ref.Kind == network.KindTap {
+			tap = ref.Name
+		}
+	}
+	held, err = w.ledger.Held(context.Background(), network.Owner)
+	w.must(err)
+	bridge := ""
+	for _, ref := range held {
+		if ref.Kind == network.KindBridge {
+			bridge = ref.Name
+		}
+	}
+	if link, err := exec.Command("ip", "-o", "link", "show", "dev", tap).CombinedOutput(); err != nil || !bytes.Contains(link, []byte(" master "+bridge+" ")) {
+		w.t.Errorf("its tap is no port of %q: %s, %v", bridge, link, err)
+	}
+	if rules, err := exec.Command("nft", "list", "ruleset").CombinedOutput(); err != nil || !bytes.Contains(rules, []byte(tap)) {
+		w.t.Errorf("no rule tells of its tap %q: %v", tap, err)
 	}
 }
 

@@ -16,7 +16,10 @@ import (
 
 	"banger/api"
 	"banger/internal/disk"
+	"banger/internal/linux"
+	"banger/internal/network"
 	"banger/internal/resource"
+	"banger/internal/vm"
 )
 
 // damage is what is done to an installation while no daemon runs, and what the next
@@ -446,6 +449,41 @@ func TestHungVMM(t *testing.T) {
 	if v := w.get("hung"); v.State != api.VMStopped {
 		t.Errorf("after it was stopped it is %s", v.State)
 	}
+	w.clear()
+	w.down()
+}
+
+// TestLacking takes from a VM that runs what cannot be put back under it: it says so,
+// and a restart mends it.
+func TestLacking(t *testing.T) {
+	w := newWholeWorld(t, seed(t))
+	w.must(w.boot(0))
+	ctx := t.Context()
+	v, op, err := w.svc.Create(ctx, 0, api.CreateVM{Name: "a", Start: true, Network: api.NetworkBridge})
+	w.must(w.wait(op, err))
+	held, err := w.ledger.Held(ctx, "vm/"+v.ID+"/run")
+	w.must(err)
+	names := map[string]string{}
+	for _, ref := range held {
+		names[ref.Kind] = ref.Name
+	}
+	if got := w.get("a"); got.LastError != "" {
+		t.Errorf("of a VM that has everything: %q", got.LastError)
+	}
+	w.must(linux.DeleteLink(names[network.KindTap]))
+	w.must(os.Rename(filepath.Join(w.run, names[vm.KindRunDir]), filepath.Join(w.run, "elsewhere")))
+	got := w.get("a")
+	for _, want := range []string{"removed its network device " + names[network.KindTap], "removed its directory of sockets " + filepath.Join(w.run, names[vm.KindRunDir]), "banger vm restart a"} {
+		if !strings.Contains(got.LastError, want) {
+			t.Errorf("%q is not in %q", want, got.LastError)
+		}
+	}
+	w.must(w.wait(w.svc.Restart(ctx, 0, "a", time.Second)))
+	if got := w.get("a"); got.State != api.VMRunning || got.LastError != "" {
+		t.Errorf("after a restart it is %s: %q", got.State, got.LastError)
+	}
+	w.must(os.RemoveAll(filepath.Join(w.run, "elsewhere")))
+	w.agree()
 	w.clear()
 	w.down()
 }

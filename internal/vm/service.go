@@ -286,13 +286,13 @@ func (s *Service) List(ctx context.Context, caller uint32) ([]api.VM, error) {
 	return vms, nil
 }
 
-// Get returns one VM.
+// Get returns one VM. LastError of one that runs tells what it lacks.
 func (s *Service) Get(ctx context.Context, caller uint32, ref string) (api.VM, error) {
 	o, err := s.find(caller, ref)
 	if err != nil {
 		return api.VM{}, err
 	}
-	return s.view(ctx, o), nil
+	return s.shown(ctx, o), nil
 }
 
 // Create makes a VM, and starts it if that is asked. A VM that was to be started

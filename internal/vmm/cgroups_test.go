@@ -1,6 +1,7 @@
 package vmm_test
 
 import (
+	"encoding/json"
 	"errors"
 	"io/fs"
 	"os"
@@ -11,18 +12,25 @@ import (
 	"syscall"
 	"testing"
 
+	"banger/internal/failpoint"
 	"banger/internal/linux"
 	"banger/internal/resource"
+	"banger/internal/systemd"
 	"banger/internal/vmm"
 )
 
 // newCgroups returns the Kind of an installation of its own, which leaves nothing.
 func newCgroups(t *testing.T) *vmm.Cgroups {
 	t.Helper()
+	return cgroupsOf(t, "test-"+resource.RandomName(4))
+}
+
+func cgroupsOf(t *testing.T, installation string) *vmm.Cgroups {
+	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("cgroups need root")
 	}
-	c, err := vmm.NewCgroups("test-" + resource.RandomName(4))
+	c, err := vmm.NewCgroups(installation)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,11 +100,15 @@ func TestCgroupsLife(t *testing.T) {
 // The last one out takes the parent with it, also while others come in.
 func TestCgroupsConcurrently(t *testing.T) {
 	c := newCgroups(t)
+	rounds := 50
+	if systemd.Booted() {
+		rounds = 3 // each is some jobs of systemd's
+	}
 	var wg sync.WaitGroup
 	for _, name := range []string{"a", "b", "c", "d"} {
 		wg.Go(func() {
 			ref := resource.Ref{Kind: c.Kind(), Name: c.Name(name)}
-			for range 50 {
+			for range rounds {
 				if err := c.Acquire(t.Context(), ref); err != nil {
 					t.Error("acquire:", err)
 				}
@@ -107,4 +119,62 @@ func TestCgroupsConcurrently(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// TestCgroupsFaults has an acquisition end at each point that it passes, by an error or
+// with its daemon: whoever releases what there is of it then leaves nothing.
+func TestCgroupsFaults(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("cgroups need root")
+	}
+	limits := vmm.LimitsFor(1, 64<<20, 0)
+	installation := "test-" + resource.RandomName(4)
+	c := cgroupsOf(t, installation)
+	if there, err := c.Controllers(); err == nil && slices.Contains(there, "io") && c.CheckIO(".") == nil {
+		limits.IO = &vmm.IO{Path: ".", WriteBPS: 50 << 20}
+	}
+	spec, err := json.Marshal(limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { failpoint.Arm(nil) })
+	acquire := func(name string, dies int) (points []string, err error) {
+		failpoint.Arm(func(point string) error {
+			if points = append(points, point); len(points) == dies {
+				return syscall.EIO
+			}
+			return nil
+		})
+		defer failpoint.Arm(nil)
+		err = c.Acquire(t.Context(), resource.Ref{Kind: c.Kind(), Name: name, Spec: spec})
+		return points, err
+	}
+	gone := func(by *vmm.Cgroups, name, when string) {
+		t.Helper()
+		if err := by.Release(t.Context(), resource.Ref{Kind: c.Kind(), Name: name}); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+		if refs, err := by.List(t.Context()); err != nil || len(refs) != 0 {
+			t.Errorf("%s: %v is left, %v", when, refs, err)
+		}
+	}
+	name := c.Name(resource.RandomName(4))
+	points, err := acquire(name, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone(c, name, "undisturbed")
+	t.Logf("it passes %q", points)
+	if systemd.Booted() && !slices.Contains(points, "scope.divided") || limits.IO != nil && !slices.Contains(points, "cgroup.io") {
+		t.Errorf("it passes %q", points)
+	}
+	for i, point := range points {
+		for _, next := range []*vmm.Cgroups{c, cgroupsOf(t, installation)} { // the same daemon, and the one after it
+			name := c.Name(resource.RandomName(4))
+			if _, err := acquire(name, i+1); !errors.Is(err, syscall.EIO) {
+				t.Errorf("%s: %v", point, err)
+			}
+			gone(next, name, point)
+		}
+	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"banger/api"
+	"banger/internal/failpoint"
 	"banger/internal/linux"
 )
 
@@ -71,6 +72,9 @@ func (l Limits) apply(dir string) error {
 		if err := os.WriteFile(filepath.Join(dir, set.file), []byte(set.value), 0); err != nil {
 			return fmt.Errorf("limit cgroup %s: %w", dir, err)
 		}
+	}
+	if err := failpoint.Pass("cgroup", "limited"); err != nil {
+		return err
 	}
 	if l.IO == nil {
 		return nil
@@ -153,7 +157,7 @@ func (io IO) Limit(dir string) error {
 	if err := os.WriteFile(filepath.Join(dir, "io.max"), []byte(line), 0); err != nil {
 		return fmt.Errorf("limit the disk %s of cgroup %s: %w", disk, dir, err)
 	}
-	return nil
+	return failpoint.Pass("cgroup", "io")
 }
 
 // CheckIO says why what VMMs do with the disk of a path cannot be limited; nil where it

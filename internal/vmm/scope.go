@@ -15,6 +15,7 @@ import (
 	"sync"
 	"syscall"
 
+	"banger/internal/failpoint"
 	"banger/internal/linux"
 	"banger/internal/resource"
 	"banger/internal/systemd"
@@ -72,6 +73,9 @@ func (s *scopes) acquire(ctx context.Context, ref resource.Ref) error {
 			return errors.Join(err, hold.Close())
 		}
 		s.keep(unit, hold)
+		if err := failpoint.Pass("scope", "started"); err != nil {
+			return err
+		}
 		// Controllers are only for cgroups without processes of their own.
 		err = os.MkdirAll(filepath.Join(dir, scopeHold), 0o755)
 		if err == nil {
@@ -79,6 +83,9 @@ func (s *scopes) acquire(ctx context.Context, ref resource.Ref) error {
 		}
 		if err != nil {
 			return fmt.Errorf("divide the scope %s: %w", unit, err)
+		}
+		if err := failpoint.Pass("scope", "divided"); err != nil {
+			return err
 		}
 	}
 	if err := s.hold(unit); err != nil {
@@ -128,7 +135,7 @@ func (s *scopes) hold(unit string) error {
 		return fmt.Errorf("hold the scope %s: %w", unit, err)
 	}
 	s.keep(unit, hold)
-	return nil
+	return failpoint.Pass("scope", "held")
 }
 
 // startHold starts a process that ends when hold is closed, or when this process ends,
@@ -172,7 +179,9 @@ func (s *scopes) release(ctx context.Context, name string) error {
 		return linux.RemoveCgroup(ctx, dir)
 	}
 	err := errors.Join(remove(filepath.Join(dir, scopeVMM)), remove(filepath.Join(dir, scopeHold)))
+	failpoint.Reach("scope", "emptied")
 	err = errors.Join(err, systemd.Stop(ctx, unit), remove(dir))
+	failpoint.Reach("scope", "stopped")
 	if _, serr := os.Stat(dir); errors.Is(serr, fs.ErrNotExist) {
 		return nil
 	}

@@ -15,6 +15,7 @@ import (
 
 	"banger/api"
 	"banger/internal/hosttest"
+	"banger/internal/linux"
 )
 
 var (
@@ -114,6 +115,25 @@ func TestBadInput(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) { test.check(t, h) })
 	}
 	h.Must(t, "vm", "delete", "taken")
+	nothingLeft(t, h)
+}
+
+// TestRootDiskRefused asks for a root of one block device where the kernel has no
+// device-mapper. What such roots are where it has, the host in a VM shows.
+func TestRootDiskRefused(t *testing.T) {
+	if (linux.DeviceMapper{}).Supports("snapshot") == nil {
+		t.Skip("this host has device-mapper's snapshots")
+	}
+	h := hosttest.NewSeeded(t)
+	for _, command := range []string{"create", "run"} {
+		refused{args: []string{"vm", command, "--name", "m", "--root-disk", "dm-snapshot"}, exit: api.CodeUnsupported.ExitStatus(),
+			error: `create VM "m": root disk dm-snapshot: the kernel has no`, hint: "modprobe.*--root-disk overlay"}.check(t, h)
+	}
+	if err := os.WriteFile(h.Paths.Config, []byte("[vm]\nroot_disk = \"dm-snapshot\"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.StopDaemon(t)
+	refused{args: []string{"vm", "create"}, exit: api.CodeUnsupported.ExitStatus(), error: "root disk dm-snapshot", hint: "overlay"}.check(t, h)
 	nothingLeft(t, h)
 }
 

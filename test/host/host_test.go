@@ -23,7 +23,7 @@ var kernelTests = []struct {
 }{
 	{pkg: "internal/linux", run: "Loop|DeviceMapper|KVM"},
 	{pkg: "internal/disk", run: "KernelSnapshot"},
-	{pkg: "internal/vmm", run: "Limits|CgroupsLife"},
+	{pkg: "internal/vmm", run: "Limits|CgroupsLife|CgroupsFaults"},
 	{pkg: "internal/vmm", run: "CgroupsConcurrently", all: true},
 }
 
