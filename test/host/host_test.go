@@ -33,6 +33,7 @@ func TestHost(t *testing.T) {
 	if all {
 		maps.Copy(files, snapshotFiles())
 		maps.Copy(files, memoryFiles())
+		maps.Copy(files, failingFiles(t))
 	}
 	for _, k := range kernelTests {
 		if all || !k.all {
@@ -49,7 +50,8 @@ func TestHost(t *testing.T) {
 	}
 	if all { // VMs in a VM without hardware virtualization take their time
 		t.Run("root disk dm-snapshot", func(t *testing.T) { snapshots(t, v) })
-		t.Run("out of memory", func(t *testing.T) { outOfMemory(t, v) })
+		t.Run("limits and clock", func(t *testing.T) { limitsAndClock(t, v) })
+		t.Run("failing disk", func(t *testing.T) { failingDisk(t, v) })
 	}
-	units(t, v)
+	t.Run("units", func(t *testing.T) { units(t, v) })
 }
