@@ -273,7 +273,7 @@ func verb(d *deps, name, short string, begin func(context.Context, string) (api.
 	return c
 }
 
-// orAll has a command that takes VMs take --all in their place: those that are not stopped.
+// orAll has a command that takes VMs take --all in their place: those that run.
 func orAll(d *deps, c *cobra.Command) {
 	var all bool
 	c.Use = strings.Replace(c.Use, "VM...", "VM...|--all", 1)
@@ -297,7 +297,7 @@ func orAll(d *deps, c *cobra.Command) {
 			return err
 		}
 		for _, vm := range vms {
-			if vm.State != api.VMStopped && vm.State != api.VMDeleting {
+			if vm.State != api.VMStopped && vm.State != api.VMSuspended && vm.State != api.VMDeleting {
 				args = append(args, vm.ID)
 			}
 		}

@@ -134,7 +134,7 @@ func TestStandingRefusals(t *testing.T) {
 	op, err = w.svc.Start(ctx, 0, "a")
 	w.refuse("start of a paused one", "banger vm resume", op, err)
 	w.is(api.VMPaused, knows)
-	if err := w.wait(w.svc.Stop(ctx, 0, "a", time.Minute)); err != nil { // by its agent
+	if err := w.wait(w.svc.Stop(ctx, 0, "a", time.Minute, "")); err != nil { // by its agent
 		t.Error("stop of a paused one:", err)
 	}
 	w.is(api.VMStopped, "")
@@ -145,7 +145,7 @@ func TestStandingRefusals(t *testing.T) {
 	knows = w.machines.known(id)
 	w.ask(w.svc.Suspend)
 	common("start")
-	op, err = w.svc.Stop(ctx, 0, "a", time.Minute)
+	op, err = w.svc.Stop(ctx, 0, "a", time.Minute, "")
 	w.refuse("stop of a suspended one", "banger vm start", op, err)
 	op, err = w.svc.Resume(ctx, 0, "a")
 	w.refuse("resume of a suspended one", "banger vm start", op, err)
