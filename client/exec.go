@@ -52,22 +52,38 @@ type ExecOptions struct {
 const (
 	execRetry    = 60 * time.Second // for how long a broken connection is tried again
 	execPause    = 200 * time.Millisecond
+	execStill    = time.Second // between attempts to reach a VM that stands still
 	execWrite    = 30 * time.Second
 	execInFrames = 4096 // unacknowledged input, in frames
 )
 
 // Exec runs a command in a VM and returns how it ended. Output arrives complete
 // and once, though the connection break: the command runs on in the guest, which
-// keeps what was not acknowledged, for five minutes. An error means that the
-// command's end is not known.
+// keeps what was not acknowledged, for five minutes of its own. While the VM is paused or
+// suspended Exec waits. An error means that the command's end is not known.
 func (c *Client) Exec(ctx context.Context, ref string, opts ExecOptions) (api.ExecStatus, error) {
 	address, err := request{path: []string{"vms", ref, "exec"}}.url()
 	if err != nil {
 		return api.ExecStatus{}, err
 	}
 	return runExec(ctx, opts, func(ctx context.Context) (*websocket.Conn, error) {
-		return dialExec(ctx, c.dial, address)
+		ws, err := dialExec(ctx, c.dial, address)
+		if api.CodeOf(err) == api.CodeConflict && c.standsStill(ctx, ref) {
+			err = standstill{err}
+		}
+		return ws, err
 	})
+}
+
+// standstill is the error of a dial to a VM that will go on where it is.
+type standstill struct{ error }
+
+func (s standstill) Unwrap() error { return s.error }
+
+// standsStill says whether a VM is paused or suspended, or about to be or to wake.
+func (c *Client) standsStill(ctx context.Context, ref string) bool {
+	vm, err := c.VM(ctx, ref)
+	return err == nil && slices.Contains([]api.VMState{api.VMPaused, api.VMSuspending, api.VMSuspended, api.VMStarting}, vm.State)
 }
 
 // dialExec opens the WebSocket of an exec session.
@@ -109,6 +125,11 @@ func runExec(ctx context.Context, opts ExecOptions, dial func(context.Context) (
 	if opts.Resize != nil || opts.Signals != nil {
 		go e.control(ctx)
 	}
+	return e.run(ctx, dial)
+}
+
+// run attaches to the session until its end, again where the connection breaks.
+func (e *execution) run(ctx context.Context, dial func(context.Context) (*websocket.Conn, error)) (api.ExecStatus, error) {
 	var broken time.Time
 	for {
 		ws, err := dial(ctx)
@@ -128,12 +149,15 @@ func runExec(ctx context.Context, opts ExecOptions, dial func(context.Context) (
 		if e.final(err) {
 			return api.ExecStatus{}, err
 		}
-		if broken.IsZero() {
+		pause := execPause
+		if _, still := errors.AsType[standstill](err); still {
+			broken, pause = time.Time{}, execStill // the session stands still too, for as long as it takes
+		} else if broken.IsZero() {
 			broken = time.Now()
 		} else if time.Since(broken) > execRetry {
 			return api.ExecStatus{}, err
 		}
-		if err := e.reconnect(ctx); err != nil {
+		if err := e.reconnect(ctx, pause); err != nil {
 			return api.ExecStatus{}, err
 		}
 	}
@@ -159,14 +183,14 @@ func (e *execution) final(err error) bool {
 	}, code)
 }
 
-func (e *execution) reconnect(ctx context.Context) error {
+func (e *execution) reconnect(ctx context.Context, pause time.Duration) error {
 	if e.opts.Reconnect != nil {
 		if err := e.opts.Reconnect(ctx); err != nil {
 			return err
 		}
 	}
 	select {
-	case <-time.After(execPause):
+	case <-time.After(pause):
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coder/websocket"
@@ -93,6 +94,26 @@ func TestExecStatus(t *testing.T) {
 					t.Errorf("got %+v, %v, output %q; want %+v, %q", got, err, out.String(), c.want, c.stdout)
 				}
 			})
+		}
+	})
+}
+
+// TestExecStandstill has the VM stand still for longer than a broken connection is tried
+// again.
+func TestExecStandstill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		gone := api.Errorf(api.CodeNotFound, "VM: no such VM")
+		dials := 0
+		e := &execution{opened: true, changed: make(chan struct{})}
+		_, err := e.run(t.Context(), func(context.Context) (*websocket.Conn, error) {
+			if dials++; time.Since(began) < 10*execRetry {
+				return nil, standstill{api.Errorf(api.CodeConflict, "VM is suspended")}
+			}
+			return nil, gone
+		})
+		if !errors.Is(err, gone) || dials > 1000 {
+			t.Errorf("after %v and %d attempts: %v", time.Since(began), dials, err)
 		}
 	})
 }

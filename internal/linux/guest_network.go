@@ -14,19 +14,9 @@ import (
 // ConfigureLink gives the link with the hardware address mac an IPv4 address and
 // makes gateway the default route. What is so already is left alone.
 func ConfigureLink(mac net.HardwareAddr, address netip.Prefix, gateway netip.Addr) error {
-	links, err := netlink.LinkList()
+	link, err := linkWith(mac)
 	if err != nil {
-		return fmt.Errorf("list links: %w", err)
-	}
-	var link netlink.Link
-	for _, l := range links {
-		if bytes.Equal(l.Attrs().HardwareAddr, mac) {
-			link = l
-			break
-		}
-	}
-	if link == nil {
-		return fmt.Errorf("look for the network interface %s: %w", mac, unix.ENODEV)
+		return err
 	}
 	name := link.Attrs().Name
 	if err := SetAddress(name, address); err != nil {
@@ -42,5 +32,61 @@ func ConfigureLink(mac net.HardwareAddr, address netip.Prefix, gateway netip.Add
 	return nil
 }
 
+// linkWith finds a link by its hardware address.
+func linkWith(mac net.HardwareAddr) (netlink.Link, error) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list links: %w", err)
+	}
+	for _, l := range links {
+		if bytes.Equal(l.Attrs().HardwareAddr, mac) {
+			return l, nil
+		}
+	}
+	return nil, fmt.Errorf("look for the network interface %s: %w", mac, unix.ENODEV)
+}
+
 // everywhere is the destination of a default route.
 var everywhere = netip.MustParsePrefix("0.0.0.0/0")
+
+// RefreshLink has the link with the hardware address mac forget the addresses of its
+// neighbours, which may have others by now, and tells them its own: a gratuitous ARP
+// request (RFC 5227).
+func RefreshLink(mac net.HardwareAddr, address netip.Addr) error {
+	link, err := linkWith(mac)
+	if err != nil {
+		return err
+	}
+	index := link.Attrs().Index
+	neighbours, err := netlink.NeighList(index, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list neighbours: %w", err)
+	}
+	for _, n := range neighbours {
+		if n.State&(netlink.NUD_PERMANENT|netlink.NUD_NOARP) != 0 {
+			continue // somebody's will, not what was learned
+		}
+		if err := netlink.NeighDel(&n); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("forget neighbour %s: %w", n.IP, err)
+		}
+	}
+	return announce(index, mac, address.As4())
+}
+
+// announce says on a link that an IPv4 address is at mac.
+func announce(index int, mac net.HardwareAddr, ip [4]byte) error {
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("announce address: %w", err)
+	}
+	defer unix.Close(fd)
+	// Ethernet and IPv4, addresses of 6 and 4 bytes, a request; RFC 826.
+	packet := []byte{0, 1, 8, 0, 6, 4, 0, 1}
+	packet = append(append(packet, mac...), ip[:]...)
+	packet = append(append(packet, make([]byte, 6)...), ip[:]...)
+	to := &unix.SockaddrLinklayer{Protocol: 0x0608, Ifindex: index, Halen: 6, Addr: [8]byte{255, 255, 255, 255, 255, 255}} // ETH_P_ARP, big-endian
+	if err := unix.Sendto(fd, packet, 0, to); err != nil {
+		return fmt.Errorf("announce address: %w", err)
+	}
+	return nil
+}
