@@ -27,7 +27,7 @@ type Machine struct {
 	Cmdline string // what the guest is to be told; the driver adds what its devices and its accelerator need
 	Disks   []Disk // in this order they are /dev/vda, /dev/vdb, ... in the guest
 	NIC     *NIC   // nil for a machine without network
-	Console string // the file to which the first serial port is appended
+	Console string // the file to which the first serial port is appended; like each file of the VMM's it cannot grow beyond 1 GiB, or the size of its largest disk
 	Log     string // the file to which the VMM's own messages are appended
 	RunDir  string // an empty directory of this run's, for the driver's sockets; the VMM cannot write to it
 	Cgroup  string // the directory of an empty cgroup (v2) in which the VMM is to be born

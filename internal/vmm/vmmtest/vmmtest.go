@@ -76,6 +76,7 @@ func Conformance(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 // death of its VMM.
 func testRun(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 	m := newMachine(t, boot)
+	must(t, os.WriteFile(m.Console, []byte(earlier), 0o600))
 	ctx, cancel := context.WithCancel(t.Context())
 	first, err := newDriver().Start(ctx, m.Machine)
 	if err != nil {
@@ -88,6 +89,11 @@ func testRun(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 	m.reachAgent(t, first)
 	m.checkDisks(t)
 	m.checkConfined(t, first.PID())
+	if text := m.console(t); !strings.HasPrefix(text, earlier) {
+		t.Errorf("the console was not appended to: %.100q", text)
+	}
+	checkLimits(t, first.PID())
+	m.checkResize(t, first)
 
 	second, err := newDriver().Attach(t.Context(), m.Machine)
 	if err != nil {
@@ -131,6 +137,9 @@ func testPowerOff(t *testing.T, d vmm.Driver, boot Boot) {
 	}
 	conn := m.connect(t, inst)
 	defer conn.Close()
+	if err := inst.PowerButton(t.Context()); err != nil && api.CodeOf(err) != api.CodeUnsupported { // this guest does not heed it
+		t.Error("power button:", err)
+	}
 	if err := conn.PowerOff(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -149,7 +158,7 @@ func testBadKernel(t *testing.T, d vmm.Driver, boot Boot) {
 	if err := os.WriteFile(m.Kernel, []byte("not a kernel"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(m.Log, []byte("what an earlier run said\n"), 0o600); err != nil {
+	if err := os.WriteFile(m.Log, []byte(earlier), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	_, err := d.Start(t.Context(), m.Machine)
@@ -312,6 +321,36 @@ func (m *machine) checkDisks(t *testing.T) {
 		name, want := "vd"+string(rune('a'+i)), fmt.Sprint(diskMiB(i)<<20/512)
 		if got[name] != want {
 			t.Errorf("%s has %s sectors, want %s; the guest has %v", name, got[name], want, got)
+		}
+	}
+}
+
+// earlier is what is on a console before a machine starts.
+const earlier = "what an earlier run said\n"
+
+// checkLimits finds that a VMM cannot fill its host's disk: its files have a largest size.
+func checkLimits(t *testing.T, pid int) {
+	t.Helper()
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
+	must(t, err)
+	for line := range strings.Lines(string(limits)) {
+		if strings.HasPrefix(line, "Max file size") && !strings.Contains(line, "unlimited") {
+			return
+		}
+	}
+	t.Errorf("the files of the VMM may grow without end:\n%s", limits)
+}
+
+// checkResize has a disk grow, of which the guest's kernel hears.
+func (m *machine) checkResize(t *testing.T, inst vmm.Instance) {
+	t.Helper()
+	size := int64(diskMiB(1)+4) << 20
+	must(t, os.Truncate(m.Disks[1].Path, size))
+	must(t, inst.ResizeDisk(t.Context(), 1, size))
+	want := fmt.Sprintf("[vdb] new size: %d 512-byte logical blocks", size/512)
+	for end := time.Now().Add(patience); !strings.Contains(m.console(t), want); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("the guest says nothing of the size of its disk; the console:\n%s", m.console(t))
 		}
 	}
 }
