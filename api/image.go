@@ -21,6 +21,29 @@ func (c ImageConfig) Command() []string {
 	return append(append([]string(nil), c.Entrypoint...), c.Cmd...)
 }
 
+// ImageHistory is a step in the making of an image.
+type ImageHistory struct {
+	Created   *time.Time `json:"created,omitempty" doc:"When it was made, where that is known."`
+	CreatedBy string     `json:"created_by,omitempty" doc:"The command that made it."`
+	Comment   string     `json:"comment,omitempty" doc:"What the maker said."`
+	Layer     string     `json:"layer,omitempty" doc:"The layer that it made; empty where it made none."`
+	Size      int64      `json:"size" doc:"Bytes that the layer takes on the disk."`
+}
+
+// TagImage asks for another name of an image.
+type TagImage struct {
+	Name string `json:"name" doc:"The name. An image of the caller's that has it loses it." match:"^[!-~]{1,400}$"`
+}
+
+// PruneImages asks for images of the caller's, of root's all, of which there is no VM to
+// be removed.
+type PruneImages struct {
+	All       bool    `json:"all,omitempty" doc:"Also those that have a name, not only what has lost it to a newer image."`
+	Keep      int64   `json:"keep,omitempty" doc:"With all: remove the least recently used, until those that stay take no more than so many bytes; 0 for all." min:"0"`
+	UnusedFor float64 `json:"unused_for,omitempty" doc:"Only those that no VM has been made of for so many seconds." min:"0"`
+	DryRun    bool    `json:"dry_run,omitempty" doc:"Only say what would be removed."`
+}
+
 // Healthcheck is a command that is run in a guest again and again.
 type Healthcheck struct {
 	Test        []string `json:"test" doc:"The command: CMD and its words, or CMD-SHELL and a line for the image's shell."`

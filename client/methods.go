@@ -153,6 +153,36 @@ func (c *Client) RemoveImage(ctx context.Context, name string) error {
 	return c.call(ctx, request{method: http.MethodDelete, path: []string{"images", name}}, nil, nil)
 }
 
+// TagImage gives an image another name, which is the caller's.
+func (c *Client) TagImage(ctx context.Context, name, as string) (api.Image, error) {
+	var out api.Image
+	err := c.call(ctx, request{method: http.MethodPost, path: []string{"images", name, "tag"}}, api.TagImage{Name: as}, &out)
+	return out, err
+}
+
+// ImageHistory says how an image came about, oldest step first.
+func (c *Client) ImageHistory(ctx context.Context, name string) ([]api.ImageHistory, error) {
+	return get[[]api.ImageHistory](ctx, c, "images", name, "history")
+}
+
+// ExportImage returns an image as an OCI Image Layout in a tar archive, which the caller
+// closes. One that is not whole ends with an error instead of io.EOF.
+func (c *Client) ExportImage(ctx context.Context, name string) (io.ReadCloser, error) {
+	r := request{method: http.MethodGet, path: []string{"images", name, "export"}}
+	resp, err := c.send(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	return &trailed{ctx, r, resp}, nil
+}
+
+// PruneImages removes images that no VM needs.
+func (c *Client) PruneImages(ctx context.Context, req api.PruneImages) (api.Pruned, error) {
+	var out api.Pruned
+	err := c.call(ctx, request{method: http.MethodPost, path: []string{"images", "prune"}}, req, &out)
+	return out, err
+}
+
 // Kernels returns all kernels.
 func (c *Client) Kernels(ctx context.Context) ([]api.Kernel, error) {
 	return get[[]api.Kernel](ctx, c, "kernels")

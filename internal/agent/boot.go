@@ -113,7 +113,7 @@ func assemble(boot wire.Boot) error {
 		}
 	}
 	return linux.Mount("overlay", newRoot, "overlay", false,
-		"lowerdir="+strings.Join(lower, ":")+",upperdir=/upper/upper,workdir=/upper/work")
+		"redirect_dir=off,metacopy=off,lowerdir="+strings.Join(lower, ":")+",upperdir=/upper/upper,workdir=/upper/work") // so that the upper directory tells all of a layer
 }
 
 // mountDisk mounts a disk's ext4; its device may take a moment to appear.

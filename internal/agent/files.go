@@ -31,6 +31,7 @@ func fileRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET /files", readFiles)
 	mux.HandleFunc("PUT /files", writeFiles)
 	mux.HandleFunc("GET /stat", stat)
+	mux.HandleFunc("GET /layer", readLayer)
 }
 
 // answer writes v as JSON.
@@ -54,10 +55,19 @@ func readFiles(w http.ResponseWriter, r *http.Request) {
 		refuse(w, err)
 		return
 	}
+	send(w, q.Path, archive.WriteOptions{Name: q.Name, Follow: q.Follow, OneFileSystem: q.OneFileSystem, Xattrs: true})
+}
+
+// readLayer is GET /layer: what the VM's root has that its image does not, as a layer.
+func readLayer(w http.ResponseWriter, _ *http.Request) {
+	send(w, filepath.Join(upperMount, "upper"), archive.WriteOptions{OneFileSystem: true, Xattrs: true, Layer: true})
+}
+
+// send answers with an archive.
+func send(w http.ResponseWriter, path string, o archive.WriteOptions) {
 	out := &begun{w: w}
 	buf := bufio.NewWriterSize(out, filesBuffer)
-	err = archive.Write(buf, q.Path, archive.WriteOptions{Name: q.Name, Follow: q.Follow, OneFileSystem: q.OneFileSystem, Xattrs: true})
-	err = archive.Coded("read "+q.Path, err)
+	err := archive.Coded("read "+path, archive.Write(buf, path, o))
 	switch {
 	case err == nil:
 		_ = buf.Flush() // the host is gone

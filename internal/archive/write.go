@@ -28,6 +28,7 @@ type WriteOptions struct {
 	Follow        bool   // where the path names a symbolic link, take what it leads to
 	OneFileSystem bool   // leave out what is in other file systems, as tar(1) does
 	Xattrs        bool
+	Layer         bool // the tree is an overlay's upper directory: write it as a layer of an OCI image
 }
 
 // Write writes the file or tree at path to w as a tar archive, with modes, owners
@@ -104,6 +105,11 @@ func (t *writer) add(file, name string, info fs.FileInfo) error {
 			return err
 		}
 	}
+	if t.o.Layer && name != "." {
+		if done, err := t.whiteout(file, name, info); done || err != nil {
+			return err
+		}
+	}
 	h, err := tar.FileInfoHeader(nameless{info}, target)
 	if err != nil {
 		return fmt.Errorf("archive %s: %w", file, err)
@@ -126,11 +132,22 @@ func (t *writer) add(file, name string, info fs.FileInfo) error {
 			return err
 		}
 	}
+	opaque := false
+	if t.o.Layer && h.PAXRecords != nil {
+		if opaque, err = ownXattrs(h.PAXRecords); err != nil {
+			return fmt.Errorf("archive %s: %w", file, err)
+		}
+	}
 	if h.Typeflag == tar.TypeReg {
 		return t.regular(h, file)
 	}
 	if err := t.header(h); err != nil {
 		return fmt.Errorf("archive %s: %w", file, err)
+	}
+	if opaque {
+		if err := t.header(&tar.Header{Typeflag: tar.TypeReg, Name: path.Join(name, whiteoutOpaque), Mode: 0o600}); err != nil {
+			return err
+		}
 	}
 	if info.IsDir() && !(t.o.OneFileSystem && id.device != t.device) {
 		return t.addAll(file, name)

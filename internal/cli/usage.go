@@ -168,16 +168,10 @@ func pruneCommand(d *deps) *cobra.Command {
 	var force bool
 	c := command(d, "prune", "Remove what nobody needs: layers, caches, initramfs of other versions", "banger system prune --all --dry-run", cobra.NoArgs,
 		func(ctx context.Context, _ []string) error {
-			if !force && !req.DryRun {
-				if yes, err := d.confirmPrune(ctx, req); err != nil || !yes {
-					return err
-				}
-			}
-			done, err := d.client.Prune(ctx, req)
-			if err != nil {
-				return err
-			}
-			return d.pruned(done, req.DryRun)
+			return d.prune(ctx, force, req.DryRun, func(dry bool) (api.Pruned, error) {
+				req.DryRun = dry
+				return d.client.Prune(ctx, req)
+			})
 		})
 	c.Flags().BoolVarP(&req.All, "all", "a", false, "images and kernels that no VM uses as well, those of yours; root's default kernel stays")
 	c.Flags().BoolVar(&req.Lost, "lost", false, "also what was set aside when a database was lost; disks of VMs may be in it")
@@ -188,13 +182,26 @@ func pruneCommand(d *deps) *cobra.Command {
 	return c
 }
 
+// prune removes what remove does, or only says what that is. Without force it asks first.
+func (d *deps) prune(ctx context.Context, force, dry bool, remove func(dry bool) (api.Pruned, error)) error {
+	if !force && !dry {
+		if yes, err := d.confirmPrune(ctx, remove); err != nil || !yes {
+			return err
+		}
+	}
+	done, err := remove(dry)
+	if err != nil {
+		return err
+	}
+	return d.pruned(done, dry)
+}
+
 // confirmPrune shows what would go and asks whether it may.
-func (d *deps) confirmPrune(ctx context.Context, req api.Prune) (yes bool, err error) {
+func (d *deps) confirmPrune(ctx context.Context, remove func(dry bool) (api.Pruned, error)) (yes bool, err error) {
 	if !d.tty {
 		return false, api.Errorf(api.CodeInvalid, "prune: there is no terminal to ask whether it may").WithHint("--force does not ask, --dry-run shows what would go")
 	}
-	req.DryRun = true
-	would, err := d.client.Prune(ctx, req)
+	would, err := remove(true)
 	if err != nil {
 		return false, err
 	}

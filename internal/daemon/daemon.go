@@ -253,8 +253,12 @@ func (a assets) ImageFree(ctx context.Context, uid uint32, name string) error {
 	return a.images.Free(ctx, uid, name)
 }
 
-func (a assets) Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error {
-	_, err := a.images.Import(ctx, uid, name, tar, report)
+func (a assets) Stackable(ctx context.Context, id string) (bool, error) {
+	return a.images.Stackable(ctx, id)
+}
+
+func (a assets) Commit(ctx context.Context, uid uint32, name, base string, whole bool, tar io.Reader, report api.Reporter) error {
+	_, err := a.images.Commit(ctx, uid, name, base, whole, tar, report)
 	return err
 }
 

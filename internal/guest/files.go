@@ -24,6 +24,16 @@ func (c *Conn) ReadFiles(ctx context.Context, q api.ReadFiles) (io.ReadCloser, e
 	return &filesBody{resp, "read " + q.Path}, nil
 }
 
+// ReadLayer is ReadFiles for what the root has that its image does not, as a layer of an
+// image.
+func (c *Conn) ReadLayer(ctx context.Context) (io.ReadCloser, error) {
+	resp, err := c.files(ctx, "read layer", http.MethodGet, "/layer", nil)
+	if err != nil {
+		return nil, err
+	}
+	return &filesBody{resp, "read layer"}, nil
+}
+
 // WriteFiles has the agent extract the tar archive r.
 func (c *Conn) WriteFiles(ctx context.Context, q api.WriteFiles, r io.Reader) error {
 	resp, err := c.files(ctx, "write to "+q.Path, http.MethodPut, "/files?"+q.Values().Encode(), r)

@@ -52,6 +52,8 @@ type Image struct {
 	Config   string // the config of an OCI image, JSON; "" in those of earlier versions
 	Manifest string // digest of the manifest that it came with, "" where there was none
 	Source   string // where it came from, for people
+
+	Used time.Time `json:"-"` // when it was last of use to a VM, or got its name
 }
 
 // Store keeps images and layers; every method is one transaction.

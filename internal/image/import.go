@@ -74,8 +74,10 @@ func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Re
 
 func badName(name string) error {
 	return api.Errorf(api.CodeInvalid, "import image %q: not a name of an image", name).
-		WithHint("a name is 1 to 128 of a-z, 0-9, '.', '_', '/' and '-', starting with a letter or digit, with :tag where wanted")
+		WithHint("%s", nameHint)
 }
+
+const nameHint = "a name is 1 to 128 of a-z, 0-9, '.', '_', '/' and '-', starting with a letter or digit, with :tag where wanted"
 
 // Free says why Import would refuse a name, if so: invalid, already_exists, conflict.
 func (m *Manager) Free(ctx context.Context, owner uint32, name string) error {

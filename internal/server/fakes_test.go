@@ -204,6 +204,12 @@ func (images) List(context.Context, uint32) ([]image.Image, error) { return nil,
 func (images) Get(_ context.Context, _ uint32, name string) (image.Image, error) {
 	return image.Image{Name: name}, nil
 }
+func (images) Tag(_ context.Context, caller uint32, _, as string) (image.Image, error) {
+	return image.Image{Name: as, Owner: caller}, nil
+}
+func (images) Export(context.Context, uint32, string) (*image.Export, error) {
+	return &image.Export{}, nil
+}
 func (images) Remove(context.Context, uint32, string) error { return nil }
 
 type kernels struct{}
@@ -247,6 +253,10 @@ func (disks) Prune(_ context.Context, caller uint32, req api.Prune) (api.Pruned,
 		return api.Pruned{}, api.Errorf(api.CodePermissionDenied, "prune: no")
 	}
 	return api.Pruned{Items: []api.PrunedItem{{Kind: "cache", Name: "c", Error: &api.Error{Code: api.CodeInternal, Message: "disk on fire"}}}}, nil
+}
+
+func (disks) PruneImages(context.Context, uint32, api.PruneImages) (api.Pruned, error) {
+	return api.Pruned{Items: []api.PrunedItem{{Kind: "image", Name: "i"}}}, nil
 }
 
 // daemon is a server on a socket, which callers reach as the user uid.

@@ -11,7 +11,6 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"banger/api"
-	"banger/internal/image"
 	"banger/internal/kernel"
 )
 
@@ -244,34 +243,6 @@ func (s *server) operationRoutes(routes huma.API) {
 		})
 }
 
-func (s *server) imageRoutes(routes huma.API) {
-	route(s, routes, spec{"GET /images", http.StatusOK, "list-images", "List the images that the caller may use.",
-		"Their own and root's; root all.", nil},
-		func(ctx context.Context, caller uint32, _ *none) ([]api.Image, error) {
-			return each(imageOut)(s.Images.List(ctx, caller))
-		})
-	route(s, routes, spec{"GET /images/{name}", http.StatusOK, "get-image", "Get an image.",
-		"The caller's own image of that name, else root's.", []api.Code{api.CodeNotFound}},
-		func(ctx context.Context, caller uint32, in *nameInput) (api.Image, error) {
-			i, err := s.Images.Get(ctx, caller, in.Name)
-			return imageOut(i), err
-		})
-	route(s, routes, spec{"POST /images/pull", http.StatusAccepted, "pull-image", "Get an image from a registry.",
-		"The image is the caller's, under the name by which it was asked for; an image that had the name loses it. The result of the operation is that name.", []api.Code{api.CodeInvalid}},
-		func(_ context.Context, caller uint32, in *struct{ Body api.PullImage }) (operationBody, error) {
-			op := s.Operations.Make(caller, "image.pull", in.Body.Ref, func(ctx context.Context, report api.Reporter) (string, error) {
-				i, err := s.Images.Pull(ctx, caller, in.Body, report)
-				return i.Name, err
-			})
-			return operationBody{op}, nil
-		})
-	routeEmpty(s, routes, spec{"DELETE /images/{name}", http.StatusNoContent, "remove-image", "Remove an image that no VM uses.",
-		"Layers that no other image has are removed with it.", []api.Code{api.CodeNotFound, api.CodeConflict}},
-		func(ctx context.Context, caller uint32, in *nameInput) error {
-			return s.Images.Remove(ctx, caller, in.Name)
-		})
-}
-
 func (s *server) kernelRoutes(routes huma.API) {
 	route(s, routes, spec{"GET /kernels", http.StatusOK, "list-kernels", "List the kernels.",
 		"", nil},
@@ -312,20 +283,6 @@ func each[A, B any](convert func(A) B) func([]A, error) ([]B, error) {
 		}
 		return out, err
 	}
-}
-
-func imageOut(i image.Image) api.Image {
-	out := api.Image{ID: i.ID, Name: i.Name, Owner: i.Owner, Created: i.Created, Entries: i.Entries, Source: i.Source, Digest: i.Manifest, Layers: []api.Layer{}, Config: i.Run()}
-	system, arch := i.Platform()
-	out.Platform = system + "/" + arch
-	for _, l := range i.Layers {
-		out.Layers = append(out.Layers, api.Layer{Digest: l.Digest, Size: l.Size})
-		out.Size += l.Size
-	}
-	if i.Tail != nil {
-		out.Size += i.Tail.Size
-	}
-	return out
 }
 
 func kernelOut(k kernel.Kernel) api.Kernel {

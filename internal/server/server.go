@@ -62,6 +62,8 @@ type Images interface {
 	Pull(ctx context.Context, owner uint32, req api.PullImage, report api.Reporter) (image.Image, error)
 	List(ctx context.Context, caller uint32) ([]image.Image, error)
 	Get(ctx context.Context, caller uint32, name string) (image.Image, error)
+	Tag(ctx context.Context, caller uint32, name, as string) (image.Image, error)
+	Export(ctx context.Context, caller uint32, name string) (*image.Export, error)
 	Remove(ctx context.Context, caller uint32, name string) error
 }
 
@@ -80,6 +82,7 @@ type Kernels interface {
 type Usage interface {
 	DiskUsage(ctx context.Context, caller uint32) (api.DiskUsage, error)
 	Prune(ctx context.Context, caller uint32, req api.Prune) (api.Pruned, error)
+	PruneImages(ctx context.Context, caller uint32, req api.PruneImages) (api.Pruned, error)
 }
 
 // Doctor is what the server needs of package doctor.

@@ -26,8 +26,12 @@ func (db *DB) InsertImage(ctx context.Context, img image.Image, replace bool) er
 				return err
 			}
 		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO image (owner, name, id, created, entries, config, manifest, source) VALUES (?,?,?,?,?,?,?,?)`,
-			img.Owner, img.Name, img.ID, img.Created.UnixNano(), img.Entries, img.Config, img.Manifest, img.Source)
+		used := img.Used
+		if used.Before(img.Created) {
+			used = img.Created
+		}
+		_, err := tx.ExecContext(ctx, `INSERT INTO image (owner, name, id, created, entries, config, manifest, source, used) VALUES (?,?,?,?,?,?,?,?,?)`,
+			img.Owner, img.Name, img.ID, img.Created.UnixNano(), img.Entries, img.Config, img.Manifest, img.Source, used.UnixNano())
 		if isUnique(err) {
 			return api.Errorf(api.CodeAlreadyExists, "import image %q: an image of that name exists", img.Name).
 				WithHint("banger image rm %s, or choose another name", img.Name)
@@ -61,8 +65,8 @@ func (db *DB) InsertImage(ctx context.Context, img image.Image, replace bool) er
 // others go.
 func untag(ctx context.Context, tx *sql.Tx, owner uint32, name string) error {
 	used := `EXISTS (SELECT 1 FROM vm WHERE vm.image_id = image.id) AND NOT EXISTS (SELECT 1 FROM image o WHERE o.id = image.id AND (o.owner, o.name) <> (image.owner, image.name))`
-	_, err := tx.ExecContext(ctx, `INSERT INTO image (owner, name, id, created, entries, config, manifest, source)
-		SELECT owner, id, id, created, entries, config, manifest, source FROM image WHERE owner = ? AND name = ? AND `+used, owner, name)
+	_, err := tx.ExecContext(ctx, `INSERT INTO image (owner, name, id, created, entries, config, manifest, source, used)
+		SELECT owner, id, id, created, entries, config, manifest, source, used FROM image WHERE owner = ? AND name = ? AND `+used, owner, name)
 	if err == nil {
 		_, err = tx.ExecContext(ctx, `INSERT INTO image_layer (owner, name, position, digest, role)
 			SELECT i.owner, i.id, l.position, l.digest, l.role FROM image_layer l JOIN image i ON i.owner = l.owner AND i.name = l.name
@@ -76,17 +80,17 @@ func untag(ctx context.Context, tx *sql.Tx, owner uint32, name string) error {
 
 // Images implements image.Store.
 func (db *DB) Images(ctx context.Context) ([]image.Image, error) {
-	rows, err := db.sql.QueryContext(ctx, `SELECT i.owner, i.name, i.id, i.created, i.entries, i.config, i.manifest, i.source,
+	rows, err := db.sql.QueryContext(ctx, `SELECT i.owner, i.name, i.id, i.created, i.entries, i.config, i.manifest, i.source, i.used,
 		il.role, l.digest, l.diff_id, l.blob, l.dir, l.size, l.entries
 		FROM image i JOIN image_layer il ON il.owner = i.owner AND il.name = i.name JOIN layer l ON l.digest = il.digest
 		ORDER BY i.created, i.owner, i.name, il.position`)
 	parts, err := collect(rows, err, func(rows *sql.Rows, i *image.Image) error {
-		var created int64
+		var created, used int64
 		var role string
 		var l image.Layer
-		err := rows.Scan(&i.Owner, &i.Name, &i.ID, &created, &i.Entries, &i.Config, &i.Manifest, &i.Source,
+		err := rows.Scan(&i.Owner, &i.Name, &i.ID, &created, &i.Entries, &i.Config, &i.Manifest, &i.Source, &used,
 			&role, &l.Digest, &l.DiffID, &l.Blob, &l.Dir, &l.Size, &l.Entries)
-		i.Created = time.Unix(0, created)
+		i.Created, i.Used = time.Unix(0, created), time.Unix(0, used)
 		if role == roleTail {
 			i.Tail = &l
 		} else {

@@ -111,6 +111,10 @@ func TestReopen(t *testing.T) {
 	if want := testVM("v"); vms[0] != want {
 		t.Errorf("got %+v, want %+v", vms[0], want)
 	}
+	if time.Since(images[0].Used) > time.Hour {
+		t.Errorf("a VM has been made of it, and it was used %v", images[0].Used)
+	}
+	images[0].Used = time.Time{}
 	if got, want := fmt.Sprint(images[0]), fmt.Sprint(testImage("i")); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}

@@ -30,8 +30,17 @@ func (db *DB) InsertVM(ctx context.Context, r vm.Record) error {
 		case !kernel:
 			return api.Errorf(api.CodeNotFound, "create VM %q: kernel %q has been removed", r.Name, r.Kernel).WithHint("banger kernel list")
 		}
-		return insertVM(ctx, tx, r)
+		if err := insertVM(ctx, tx, r); err != nil {
+			return err
+		}
+		return touchImage(ctx, tx, r.ID)
 	})
+}
+
+// touchImage notes that the image of the VM id is of use.
+func touchImage(ctx context.Context, tx *sql.Tx, id string) error {
+	_, err := tx.ExecContext(ctx, `UPDATE image SET used = ? WHERE id = (SELECT image_id FROM vm WHERE id = ?)`, time.Now().UnixNano(), id)
+	return err
 }
 
 // RestoreVM implements vm.Store.
@@ -88,7 +97,13 @@ func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
 
 // DeleteVM implements vm.Store.
 func (db *DB) DeleteVM(ctx context.Context, id string) error {
-	return db.exec(ctx, "vm.delete", `DELETE FROM vm WHERE id=?`, id)
+	return db.tx(ctx, "vm.delete", func(tx *sql.Tx) error {
+		if err := touchImage(ctx, tx, id); err != nil {
+			return err
+		}
+		_, err := tx.ExecContext(ctx, `DELETE FROM vm WHERE id=?`, id)
+		return err
+	})
 }
 
 // VMs implements vm.Store.

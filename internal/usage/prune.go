@@ -2,7 +2,9 @@ package usage
 
 import (
 	"context"
+	"fmt"
 	"slices"
+	"time"
 
 	"banger/api"
 	"banger/internal/image"
@@ -12,14 +14,44 @@ import (
 // Prune removes what nobody needs, as far as it is the caller's to remove, and goes on
 // where one thing cannot be removed.
 func (s *Service) Prune(ctx context.Context, caller uint32, req api.Prune) (api.Pruned, error) {
-	out := api.Pruned{Items: []api.PrunedItem{}}
 	if req.Lost && caller != rootUID {
-		return out, api.Errorf(api.CodePermissionDenied, "prune what was set aside: only root may do that").WithHint("use sudo")
+		return api.Pruned{}, api.Errorf(api.CodePermissionDenied, "prune what was set aside: only root may do that").WithHint("use sudo")
 	}
 	items, err := s.garbage(ctx, caller, req)
 	if err != nil {
-		return out, err
+		return api.Pruned{}, err
 	}
+	return prune(ctx, items, req.DryRun)
+}
+
+// PruneImages removes images that no VM needs, the least recently used first, and goes
+// on where one cannot be removed.
+func (s *Service) PruneImages(ctx context.Context, caller uint32, req api.PruneImages) (api.Pruned, error) {
+	if req.Keep != 0 && !req.All {
+		return api.Pruned{}, api.Errorf(api.CodeInvalid, "prune images: keep without all").WithHint("--keep goes with --all")
+	}
+	used, err := s.users(ctx)
+	if err != nil {
+		return api.Pruned{}, err
+	}
+	since := time.Now().Add(-time.Duration(req.UnusedFor * float64(time.Second)))
+	items, err := s.unusedImages(ctx, caller, used, req.Keep, func(i image.Image) bool {
+		return (req.All || i.Name == i.ID) && !i.Used.After(since)
+	})
+	if err == nil && caller == rootUID {
+		var layers []space.Item
+		layers, err = s.Images.Unused(ctx)
+		items = append(items, layers...)
+	}
+	if err != nil {
+		return api.Pruned{}, err
+	}
+	return prune(ctx, items, req.DryRun)
+}
+
+// prune removes items, or only says what they take.
+func prune(ctx context.Context, items []space.Item, dry bool) (api.Pruned, error) {
+	out := api.Pruned{Items: []api.PrunedItem{}}
 	count := space.NewCounter()
 	for _, item := range items { // all of them first: what is removed changes others
 		p := api.PrunedItem{Kind: item.Kind, Name: item.Name}
@@ -34,7 +66,7 @@ func (s *Service) Prune(ctx context.Context, caller uint32, req api.Prune) (api.
 	}
 	for i, item := range items {
 		p := &out.Items[i]
-		if !req.DryRun {
+		if !dry {
 			if err := item.Remove(ctx); err != nil {
 				p.Error = api.AsError(err)
 			}
@@ -54,7 +86,7 @@ func (s *Service) garbage(ctx context.Context, caller uint32, req api.Prune) ([]
 	}
 	var items []space.Item
 	if req.All {
-		if items, err = s.unusedImages(ctx, caller, used); err != nil {
+		if items, err = s.unusedImages(ctx, caller, used, 0, func(image.Image) bool { return true }); err != nil {
 			return nil, err
 		}
 	}
@@ -84,14 +116,28 @@ func (s *Service) garbage(ctx context.Context, caller uint32, req api.Prune) ([]
 	return items, nil
 }
 
-// unusedImages are the caller's, all for root, of which there is no VM. The first of
-// those that share a layer which nothing else has is said to be what it takes.
-func (s *Service) unusedImages(ctx context.Context, caller uint32, used users) ([]space.Item, error) {
+// unusedImages are the caller's, all for root, of which there is no VM and that go by
+// may, the least recently used first; no more of them than it takes for the caller's
+// to have only so many bytes as are kept, where that is not 0. The first of those that
+// share a layer which nothing else has is said to be what it takes.
+func (s *Service) unusedImages(ctx context.Context, caller uint32, used users, keep int64, may func(image.Image) bool) ([]space.Item, error) {
 	all, err := s.Images.List(ctx, rootUID)
 	if err != nil {
 		return nil, err
 	}
-	goes := func(i image.Image) bool { return !used.images[i.ID] && (caller == rootUID || caller == i.Owner) }
+	slices.SortStableFunc(all, func(a, b image.Image) int { return a.Used.Compare(b.Used) })
+	going := map[string]bool{}
+	owned := slices.DeleteFunc(slices.Clone(all), func(i image.Image) bool { return caller != rootUID && caller != i.Owner })
+	for _, i := range owned {
+		if used.images[i.ID] || !may(i) {
+			continue
+		}
+		if stay := slices.DeleteFunc(slices.Clone(owned), func(i image.Image) bool { return going[imageKey(i)] }); keep > 0 && sizeOf(stay) <= keep {
+			break
+		}
+		going[imageKey(i)] = true
+	}
+	goes := func(i image.Image) bool { return going[imageKey(i)] }
 	stays := map[string]bool{} // layers
 	for _, i := range all {
 		for _, l := range i.Layers {
@@ -113,6 +159,26 @@ func (s *Service) unusedImages(ctx context.Context, caller uint32, used users) (
 		items = append(items, item)
 	}
 	return items, nil
+}
+
+func imageKey(i image.Image) string { return fmt.Sprint(i.Owner, " ", i.Name) }
+
+// sizeOf is what images take together.
+func sizeOf(images []image.Image) (size int64) {
+	seen := map[string]bool{}
+	for _, i := range images {
+		for _, l := range i.Layers {
+			if !seen[l.Digest] {
+				seen[l.Digest] = true
+				size += l.Size
+			}
+		}
+		if i.Tail != nil && !seen[i.Tail.Digest] {
+			seen[i.Tail.Digest] = true
+			size += i.Tail.Size
+		}
+	}
+	return size
 }
 
 // garbageOfKernels are kernels that nothing boots, where all is to go, and what the

@@ -71,7 +71,9 @@ func (a noAssets) Bases() ([]string, error) {
 
 func (noAssets) ImageFree(context.Context, uint32, string) error { return nil }
 
-func (noAssets) Import(_ context.Context, _ uint32, _ string, tar io.Reader, _ api.Reporter) error {
+func (noAssets) Stackable(context.Context, string) (bool, error) { return true, nil }
+
+func (noAssets) Commit(_ context.Context, _ uint32, _, _ string, _ bool, tar io.Reader, _ api.Reporter) error {
 	text, err := io.ReadAll(io.LimitReader(tar, 1<<20))
 	if err == nil && len(text) == 0 {
 		err = fmt.Errorf("import image: it is empty")
@@ -115,8 +117,12 @@ func (a realAssets) ImageFree(ctx context.Context, uid uint32, name string) erro
 	return a.images.Free(ctx, uid, name)
 }
 
-func (a realAssets) Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error {
-	_, err := a.images.Import(ctx, uid, name, tar, report)
+func (a realAssets) Stackable(ctx context.Context, id string) (bool, error) {
+	return a.images.Stackable(ctx, id)
+}
+
+func (a realAssets) Commit(ctx context.Context, uid uint32, name, base string, whole bool, tar io.Reader, report api.Reporter) error {
+	_, err := a.images.Commit(ctx, uid, name, base, whole, tar, report)
 	return err
 }
 

@@ -111,6 +111,13 @@ var actions = map[string]action{
 		_, err := w.images.Pull(context.Background(), 0, api.PullImage{Ref: os.Getenv(pulled)}, nil)
 		return err
 	}},
+	"image tag": {
+		before: func(w *world) error { return w.importImage("other", "false") },
+		do: func(w *world) error { // which takes the name from an image, and its layer with it
+			_, err := w.images.Tag(context.Background(), 0, "debian", "other")
+			return err
+		},
+	},
 	"image remove": {
 		before: func(w *world) error { return w.importImage("other", "false") },
 		do:     func(w *world) error { return w.images.Remove(context.Background(), 0, "other") },

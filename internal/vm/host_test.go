@@ -229,6 +229,9 @@ func (m *machine) agent(h *machines) http.Handler {
 	mux.HandleFunc("GET /files", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(tarOf(map[string]string{"id": m.ID})) // its root
 	})
+	mux.HandleFunc("GET /layer", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(tarOf(map[string]string{"id": m.ID, "bin/.wh.true": ""})) // what it has written
+	})
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		h.mu.Lock()
 		hung, paused := m.hung, m.paused

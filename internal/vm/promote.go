@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"banger/api"
@@ -16,7 +17,8 @@ const readMemory = 512 << 20
 // readOwnerOf is the owner in the ledger of a machine that reads a VM's root.
 func readOwnerOf(id string) string { return "vm/" + id + "/read" }
 
-// promote makes an image of the root of a VM that is stopped. The host does not
+// promote makes an image of the root of a VM that is stopped: its image with one more
+// layer where the root is an overlay. The host does not
 // look into a guest's file system: a machine with the VM's root and nothing else
 // is booted, in which none of the root's programs run, and its agent sends the
 // archive.
@@ -41,14 +43,26 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 		return fmt.Errorf("read its root: %w", err)
 	}
 	defer func() { b.conn.Close(); err = errors.Join(err, b.inst.Close()) }()
-	// What is mounted in the root is not of it. What comes is for the importer to check.
-	tar, err := b.conn.ReadFiles(ctx, api.ReadFiles{Path: "/", OneFileSystem: true})
+	whole := rec.RootDisk != api.RootDiskOverlay
+	if !whole {
+		var stackable bool
+		if stackable, err = s.assets.Stackable(ctx, rec.ImageID); err != nil {
+			return err
+		}
+		whole = !stackable
+	}
+	var tar io.ReadCloser
+	if whole { // what is mounted in the root is not of it
+		tar, err = b.conn.ReadFiles(ctx, api.ReadFiles{Path: "/", OneFileSystem: true})
+	} else {
+		tar, err = b.conn.ReadLayer(ctx)
+	}
 	if err != nil {
 		return fmt.Errorf("read its root: %w", err)
 	}
 	defer tar.Close()
 	report(api.Progress{Step: "import"})
-	return s.assets.Import(ctx, uid, image, tar, report)
+	return s.assets.Commit(ctx, uid, image, rec.ImageID, whole, tar, report) // which checks what comes
 }
 
 // reader is the record of a machine that only reads what a VM has.

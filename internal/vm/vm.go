@@ -106,8 +106,11 @@ type Assets interface {
 	Bases() ([]string, error)
 	// ImageFree says why the user uid could make no image of a name, if so.
 	ImageFree(ctx context.Context, uid uint32, name string) error
-	// Import makes an image of the user uid from a tar archive.
-	Import(ctx context.Context, uid uint32, name string, tar io.Reader, report api.Reporter) error
+	// Stackable says whether a layer can be put on the image called id.
+	Stackable(ctx context.Context, id string) (bool, error)
+	// Commit makes an image of the user uid from a tar archive: a layer upon the image
+	// called base, whose configuration it inherits, or if whole a root of its own.
+	Commit(ctx context.Context, uid uint32, name, base string, whole bool, tar io.Reader, report api.Reporter) error
 	// Kernel resolves the name of a kernel; the default for an empty one.
 	Kernel(ctx context.Context, name string) (string, error)
 	// Boot returns the files from which the kernel called name boots.

@@ -24,12 +24,10 @@ func toolImage(t *testing.T, tool, arch, config string) string {
 		t.Fatal(err)
 	}
 	layer := archiveOf(t, map[string]string{"tool": string(code)})
-	return archiveOf(t, map[string]string{
-		"manifest.json": `[{"Config":"config.json","RepoTags":["tool:latest"],"Layers":["layer.tar"]}]`,
-		"config.json": fmt.Sprintf(`{"architecture":%q,"os":"linux","config":%s,"rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`,
-			arch, config, sha256.Sum256([]byte(layer))),
-		"layer.tar": layer,
-	})
+	const manifest = `[{"Config":"config.json","RepoTags":["tool:latest"],"Layers":["layer.tar"]}]`
+	config = fmt.Sprintf(`{"architecture":%q,"os":"linux","config":%s,"rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`,
+		arch, config, sha256.Sum256([]byte(layer)))
+	return archiveOf(t, map[string]string{"manifest.json": manifest, "config.json": config, "layer.tar": layer}, "manifest.json")
 }
 
 func buildTool(t *testing.T) string {

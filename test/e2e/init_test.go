@@ -6,9 +6,11 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -166,11 +168,14 @@ func imageArchive(t *testing.T) string {
 	})
 }
 
-func archiveOf(t *testing.T, files map[string]string) string {
+// archiveOf is a tar archive of files, some of which come first.
+func archiveOf(t *testing.T, files map[string]string, first ...string) string {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
-	for name, content := range files {
+	rest := slices.DeleteFunc(slices.Sorted(maps.Keys(files)), func(name string) bool { return slices.Contains(first, name) })
+	for _, name := range append(first, rest...) {
+		content := files[name]
 		err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o755, Size: int64(len(content))})
 		if err == nil {
 			_, err = w.Write([]byte(content))

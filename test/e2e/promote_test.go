@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 
+	"banger/api"
 	"banger/internal/hosttest"
 )
 
@@ -17,7 +19,7 @@ func TestPromote(t *testing.T) {
 	h.Must(t, "vm", "run", "--name", "m", "--disk", "64M", "--", "sh", "-ec", `
 		rm -rf /usr/share/* /usr/lib/python* /usr/lib/*/perl* /usr/lib/*/gconv /var/lib/dpkg /var/cache/*
 		mkdir /srv/t; cd /srv/t; echo x >file; ln file again; chown 12:34 file; chmod 4711 file; touch -d @1000000000 file
-		mkfifo pipe; mknod null c 1 3; ln -s /nowhere dangling; printf y >"$(printf 'new\nline')"; truncate -s 3M zeros; mkdir -m 500 locked
+		mkfifo pipe; mknod null c 1 3; ln -s /nowhere dangling; rm /etc/motd; mkdir /etc/motd; echo in >/etc/motd/x; rm -rf /etc/init.d; mkdir /etc/init.d; echo new >/etc/init.d/new; printf y >"$(printf 'new\nline')"; truncate -s 3M zeros; mkdir -m 500 locked
 		echo work >/root/mine; mount -t tmpfs none /mnt; echo hidden >/mnt/file`)
 	want := h.Must(t, "vm", "exec", "m", "--", "sh", "-c", seenWhole, "/srv/t")
 
@@ -30,12 +32,28 @@ func TestPromote(t *testing.T) {
 	}
 	refused{args: []string{"vm", "promote", "m", "made"}, exit: exitExists, error: `"made"`, hint: "image rm made"}.check(t, h)
 
+	// It is the VM's image with one more layer, which elsewhere comes to the same.
+	var layers [2]int
+	for i, name := range []string{"debian", "made"} {
+		var img api.Image
+		if err := json.Unmarshal([]byte(h.Must(t, "image", "show", "--json", name)), &img); err != nil {
+			t.Fatal(err)
+		}
+		layers[i] = len(img.Layers)
+	}
+	if layers[1] != layers[0]+1 {
+		t.Errorf("it has %d layers, the image of the VM %d", layers[1], layers[0])
+	}
+	if got := h.Must(t, "image", "history", "made"); !strings.Contains(got, "banger vm promote") {
+		t.Errorf("its history:\n%s", got)
+	}
+
 	h.Must(t, "vm", "run", "--name", "n", "--image", "made", "--disk", "0", "--", "true")
 	if got := h.Must(t, "vm", "exec", "n", "--", "sh", "-c", seenWhole, "/srv/t"); got != want {
 		t.Errorf("in a VM of the image:\n%s\nin the VM that it was made of:\n%s", got, want)
 	}
-	if got := h.Must(t, "vm", "exec", "n", "--", "sh", "-c", "ls -A /usr/share /mnt; ls /root /var/lib/dpkg 2>&1; hostname"); strings.Contains(got, "mine") ||
-		!strings.HasPrefix(got, "/mnt:\n\n/usr/share:\n") || !strings.Contains(got, "No such file") || !strings.HasSuffix(got, "\nn") {
+	if got := h.Must(t, "vm", "exec", "n", "--", "sh", "-c", "ls -A /usr/share /mnt /etc/motd /etc/init.d; ls /root /var/lib/dpkg 2>&1; hostname"); strings.Contains(got, "mine") ||
+		!strings.HasPrefix(got, "/etc/init.d:\nnew\n\n/etc/motd:\nx\n\n/mnt:\n\n/usr/share:\n") || !strings.Contains(got, "No such file") || !strings.HasSuffix(got, "\nn") {
 		t.Errorf("what was removed, mounted, or in the work disk: %q", got)
 	}
 	h.Must(t, "vm", "start", "m")
