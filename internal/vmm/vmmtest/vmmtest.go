@@ -334,7 +334,7 @@ func checkLimits(t *testing.T, pid int) {
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", pid))
 	must(t, err)
 	for line := range strings.Lines(string(limits)) {
-		if strings.HasPrefix(line, "Max file size") && !strings.Contains(line, "unlimited") {
+		if soft, found := strings.CutPrefix(line, "Max file size"); found && strings.Fields(soft)[0] != "unlimited" {
 			return
 		}
 	}
