@@ -66,8 +66,10 @@ func (d *description) disk(path string, readOnly bool) string {
 	return d.add(vmm.Disk{Path: path, ReadOnly: readOnly})
 }
 
-// device is disk for a block device that can be written to.
-func (d *description) device(path string) string { return d.add(vmm.Disk{Path: path, Block: true}) }
+// device is disk for a block device that can be written to, by which file changes.
+func (d *description) device(path, file string) string {
+	return d.add(vmm.Disk{Path: path, Block: true, File: file})
+}
 
 func (d *description) add(disk vmm.Disk) string {
 	d.machine.Disks = append(d.machine.Disks, disk)

@@ -19,7 +19,7 @@ import (
 func TestFullDisk(t *testing.T) {
 	from := seed(t)
 	serveImage(t)
-	for _, name := range []string{"create", "start", "promote", "image import", "image pull", "kernel import"} {
+	for _, name := range []string{"create", "start", "suspend", "promote", "image import", "image pull", "kernel import"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			w := emptyWorld(t)

@@ -135,12 +135,20 @@ func (r snapshotRoot) acquire(ctx context.Context, owner string, rec Record) err
 	return r.svc.snapshots.Acquire(ctx, owner, disk.Snapshot{Base: names.base, Cow: names.root, Size: rec.RootSize})
 }
 
-func (r snapshotRoot) describe(ctx context.Context, owner string, _ Record, d *description) error {
+func (r snapshotRoot) describe(ctx context.Context, owner string, rec Record, d *description) error {
 	path, err := r.svc.snapshots.Path(ctx, owner)
 	if err != nil {
 		return err
 	}
-	d.boot.Root = d.device(path)
+	names, err := r.svc.diskNames(ctx, rec.ID)
+	if err != nil {
+		return err
+	}
+	cow, err := r.svc.cows.Path(names.root)
+	if err != nil {
+		return err
+	}
+	d.boot.Root = d.device(path, cow)
 	return nil
 }
 

@@ -100,6 +100,15 @@ func TestSnapshotRoot(t *testing.T) {
 	if err := w.wait(op, err); api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), "shrink") {
 		t.Errorf("shrink: %v", err)
 	}
+	knows := w.machines.known(a.ID)
+	do("suspend", w.svc.Suspend, "a")
+	if got := w.table(a.ID); got != "" {
+		t.Errorf("suspended, it has devices:\n%s", got)
+	}
+	do("wake", w.svc.Start, "a")
+	if got := w.table(a.ID); !strings.Contains(got, "786432 snapshot /") || w.machines.known(a.ID) != knows {
+		t.Errorf("woken, it knows %q, and its device is made of:\n%s", w.machines.known(a.ID), got)
+	}
 	do("kill", w.svc.Kill, "a")
 	larger += 64 << 20
 	op, err = w.svc.Set(ctx, 0, "a", api.SetVM{RootSize: &larger})

@@ -28,6 +28,7 @@ const memoryFile = "memory"
 type memory struct {
 	Memory string
 	Disks  []string
+	Rest   []byte // so that it takes some pages
 }
 
 // label is the place on a disk that a running machine writes to: the boot block, which
@@ -109,7 +110,7 @@ func (i instance) Snapshot(ctx context.Context, dir string) error {
 	if err != nil {
 		return err
 	}
-	text, err := json.Marshal(memory{i.memory, labels})
+	text, err := json.Marshal(memory{i.memory, labels, make([]byte, 64<<10)})
 	if err == nil {
 		err = os.WriteFile(filepath.Join(dir, memoryFile), text, 0o600)
 	}

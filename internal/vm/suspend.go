@@ -6,12 +6,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"syscall"
 	"time"
 
 	"banger/api"
 	"banger/internal/failpoint"
 	"banger/internal/linux"
 	"banger/internal/resource"
+	"banger/internal/space"
 	"banger/internal/vmm"
 )
 
@@ -45,6 +47,9 @@ func (s *Service) suspend(ctx context.Context, o *owner, rec Record, l *live, re
 	was := l.isPaused()
 	defer func() {
 		err = api.About(err, "suspend VM %q", rec.Name)
+		if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			err = api.Errorf(api.CodeNoSpace, "%w", err).WithHint("%s", space.Hint)
+		}
 	}()
 	err = s.snapshot(ctx, rec, l, report)
 	if err == nil {

@@ -79,9 +79,17 @@ func TestKilledAtRandom(t *testing.T) {
 		}
 	}
 	for _, v := range listed(t, h) {
-		if v.State == api.VMRunning {
+		switch v.State {
+		case api.VMStopped:
+		case api.VMPaused:
+			h.Must(t, "vm", "resume", v.Name)
 			answers(t, h, v.Name, "true")
-		} else if v.State != api.VMStopped {
+		case api.VMSuspended:
+			h.Must(t, "vm", "start", v.Name)
+			answers(t, h, v.Name, "true")
+		case api.VMRunning:
+			answers(t, h, v.Name, "true")
+		default:
 			t.Errorf("VM %s is %s, and nobody does anything", v.Name, v.State)
 		}
 		h.Must(t, "vm", "delete", "--force", v.Name)
@@ -176,6 +184,7 @@ func (p person) act() {
 		{"vm", "run", "--name", p.vm, "--memory", "192M", "--", "true"},
 		{"vm", "start", p.vm}, {"vm", "start", p.vm},
 		{"vm", "stop", "--timeout", "5s", p.vm}, {"vm", "kill", p.vm}, {"vm", "restart", "--timeout", "5s", p.vm},
+		{"vm", "suspend", p.vm}, {"vm", "pause", p.vm}, {"vm", "resume", p.vm},
 		{"vm", "reset", p.vm}, {"vm", "delete", "--force", p.vm},
 		{"vm", "run", "--rm", "--memory", "192M", "--", "true"},
 		{"vm", "exec", p.vm, "--", "sh", "-c", "date >>/root/dates; sync"},

@@ -85,9 +85,15 @@ func snapshots(t *testing.T, v *hosttest.HostVM) {
 		t.Errorf("grown again, the root has %d MB", n)
 	}
 	kept("/srv\nkept\nmore")
+	banger("banger vm exec a -- sh -c 'echo there >/run/memory; echo late >>/kept'; banger vm suspend a")
+	if got := v.Must(t, "ls /sys/block/dm-*/dm/name 2>/dev/null || true"); got != "" {
+		t.Errorf("suspended, it has devices: %s", got)
+	}
+	banger("banger vm start a; banger vm exec a -- grep there /run/memory; banger vm exec a -- sync")
+	kept("/srv\nkept\nmore\nlate")
 	v.CutPower(t)
 	banger("banger vm start a")
-	kept("/srv\nkept\nmore")
+	kept("/srv\nkept\nmore\nlate")
 	if n := megabytes(); n < 640 {
 		t.Errorf("after a power cut, the root has %d MB", n)
 	}
@@ -95,7 +101,7 @@ func snapshots(t *testing.T, v *hosttest.HostVM) {
 	if n := megabytes(); n < 40000 {
 		t.Errorf("grown while it was stopped, the root has %d MB", n)
 	}
-	kept("/srv\nkept\nmore")
+	kept("/srv\nkept\nmore\nlate")
 	banger("banger vm stop a; banger vm promote a again; banger vm run --rm --image again --net none --disk 0 -- cat /kept | grep more")
 	banger("banger vm reset a; banger vm start a; ! banger vm exec a -- cat /kept")
 	banger("banger vm delete --force a; banger system stop")

@@ -95,7 +95,10 @@ func (i *instance) save(ctx context.Context, path string) (err error) {
 		from.Close()
 		i.cancelMigration()
 	}
-	return errors.Join(<-written, err)
+	if werr := <-written; werr != nil {
+		return werr // of which what QEMU says is the consequence
+	}
+	return err
 }
 
 // cancelMigration has QEMU give a migration up, where it has not done so by itself.
