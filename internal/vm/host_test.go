@@ -42,6 +42,7 @@ type machines struct {
 
 	mu   sync.Mutex
 	next []mood // of the machines to be started; obedient ones follow
+	mute int    // how many times more a VMM that stands still or goes on does not say so
 	live map[string]*machine
 }
 

@@ -45,8 +45,8 @@ type live struct {
 	version string
 	health  *api.Health // nil where the image has no check, or has not been heard
 	paused  bool
-	unsure  bool          // whether the VMM does what paused says: another daemon started it
-	turned  chan struct{} // closed and replaced whenever paused changes
+	unsure  bool          // whether the VMM does what paused says: it has not answered, or another daemon started it
+	turned  chan struct{} // closed and replaced whenever one of both changes
 }
 
 // connect makes the channel to the agent and configures the guest.
@@ -106,15 +106,10 @@ func (l *live) keep(ctx context.Context) {
 	for {
 		if conn := l.connection(); conn != nil {
 			watch.Go(func() { l.watchHealth(ctx, conn) })
-			select {
-			case <-ctx.Done():
-				conn.Close()
+			lives := l.awaitBreak(ctx, conn)
+			conn.Close()
+			if !lives {
 				return
-			case <-l.inst.Exited():
-				conn.Close()
-				return
-			case <-conn.Done():
-				conn.Close()
 			}
 			l.unset()
 		}
@@ -133,6 +128,27 @@ func (l *live) keep(ctx context.Context) {
 			return
 		case <-time.After(time.Second):
 			l.log.Info("the agent does not answer; it is tried again", "err", err)
+		}
+	}
+}
+
+// awaitBreak waits until the channel breaks. False: the VMM has ended, or ctx.
+func (l *live) awaitBreak(ctx context.Context, conn *guest.Conn) bool {
+	for {
+		l.mu.Lock()
+		turned := l.turned
+		l.mu.Unlock()
+		if !l.settleDoubt(ctx) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-l.inst.Exited():
+			return false
+		case <-conn.Done():
+			return true
+		case <-turned:
 		}
 	}
 }

@@ -27,36 +27,34 @@ func (l *live) isPaused() bool {
 	return l.paused
 }
 
-// turn notes that the VMM has been told to stand still or to go on.
-func (l *live) turn(paused bool) {
+// tell has the VMM stand still or go on. Where it does not answer in time it may have
+// done so, or do so when it answers again: then it is told until it answers to do what it
+// is known to.
+func (l *live) tell(ctx context.Context, paused bool) error {
+	l.telling.Lock()
+	defer l.telling.Unlock()
+	do := l.inst.Resume
+	if paused {
+		do = l.inst.Pause
+	}
+	err := do(context.WithoutCancel(ctx)) // it is quick, and half of it would not be the truth
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.paused, l.unsure = paused, false
+	if l.unsure = err != nil; err == nil {
+		l.paused = paused
+	}
 	close(l.turned)
 	l.turned = make(chan struct{})
+	return err
 }
 
 // pause has the machine stand still. The channel stays: what is on its way arrives when
 // it goes on, unless that takes so long that the channel breaks.
-func (l *live) pause(ctx context.Context) error {
-	l.telling.Lock()
-	defer l.telling.Unlock()
-	err := l.inst.Pause(ctx)
-	if err == nil {
-		l.turn(true)
-	}
-	return err
-}
+func (l *live) pause(ctx context.Context) error { return l.tell(ctx, true) }
 
 // resume has the machine go on, and its guest know what time it is.
 func (l *live) resume(ctx context.Context) error {
-	l.telling.Lock()
-	err := l.inst.Resume(ctx)
-	if err == nil {
-		l.turn(false)
-	}
-	l.telling.Unlock()
-	if err != nil {
+	if err := l.tell(ctx, false); err != nil {
 		return err
 	}
 	conn := l.connection()
@@ -73,28 +71,26 @@ func (l *live) resume(ctx context.Context) error {
 	return nil
 }
 
-// turnPause is how long it takes until a VMM that does not answer is asked again.
+// turnPause is how long it takes until a VMM that does not answer is told again.
 const turnPause = time.Second
 
-// awaitTurn waits while the machine is to stand still, when there is nobody to make a
-// channel to. Where an earlier daemon may not have come to tell the VMM what it is to do,
-// it does. False: the VMM has ended, or ctx.
-func (l *live) awaitTurn(ctx context.Context) bool {
+// settleDoubt has the VMM do what it is known to do, until it answers that it does.
+// False: the VMM has ended, or ctx.
+func (l *live) settleDoubt(ctx context.Context) bool {
 	for {
-		var again <-chan time.Time
-		if err := l.ensure(ctx); err != nil {
-			l.log.Warn("have a machine stand still or go on; it is tried again", "err", err)
-			again = time.After(turnPause)
-		}
 		l.mu.Lock()
-		paused, turned := l.paused, l.turned
+		paused, unsure := l.paused, l.unsure
 		l.mu.Unlock()
-		if !paused && again == nil {
+		if !unsure {
 			return true
 		}
+		err := l.retell(ctx)
+		if err == nil {
+			continue
+		}
+		l.log.Warn("have a machine stand still or go on; it is told again", "paused", paused, "err", err)
 		select {
-		case <-turned:
-		case <-again:
+		case <-time.After(turnPause):
 		case <-ctx.Done():
 			return false
 		case <-l.inst.Exited():
@@ -103,23 +99,45 @@ func (l *live) awaitTurn(ctx context.Context) bool {
 	}
 }
 
-// ensure has the VMM do what an earlier daemon wanted, if that is not sure.
-func (l *live) ensure(ctx context.Context) error {
+// retell tells the VMM what it is known to do, unless it has answered meanwhile.
+func (l *live) retell(ctx context.Context) error {
 	l.telling.Lock()
 	defer l.telling.Unlock()
 	l.mu.Lock()
-	paused, unsure := l.paused, l.unsure
+	do, unsure := l.inst.Resume, l.unsure
+	if l.paused {
+		do = l.inst.Pause
+	}
 	l.mu.Unlock()
 	if !unsure {
 		return nil
 	}
-	tell := l.inst.Resume
-	if paused {
-		tell = l.inst.Pause
-	}
-	err := tell(ctx)
+	err := do(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.unsure = err != nil
 	return err
+}
+
+// awaitTurn waits while the machine is to stand still, when there is nobody to make a
+// channel to. False: the VMM has ended, or ctx.
+func (l *live) awaitTurn(ctx context.Context) bool {
+	for {
+		if !l.settleDoubt(ctx) {
+			return false
+		}
+		l.mu.Lock()
+		paused, turned := l.paused, l.turned
+		l.mu.Unlock()
+		if !paused {
+			return true
+		}
+		select {
+		case <-turned:
+		case <-ctx.Done():
+			return false
+		case <-l.inst.Exited():
+			return false
+		}
+	}
 }

@@ -77,7 +77,17 @@ func (i instance) Pause(context.Context) error {
 	if i.paused == nil {
 		i.paused = make(chan struct{})
 	}
-	return nil
+	return i.driver.answer()
+}
+
+// answer is an error where a VMM has done what it was told to and does not say so; mu is
+// held.
+func (h *machines) answer() error {
+	if h.mute == 0 {
+		return nil
+	}
+	h.mute--
+	return os.ErrDeadlineExceeded
 }
 
 func (i instance) Resume(context.Context) error {
@@ -94,7 +104,7 @@ func (i instance) Resume(context.Context) error {
 		close(i.paused)
 		i.paused = nil
 	}
-	return nil
+	return i.driver.answer()
 }
 
 func (i instance) Snapshot(ctx context.Context, dir string) error {

@@ -194,6 +194,39 @@ func TestSuspendMeetings(t *testing.T) {
 	w.clear()
 }
 
+// TestMute has a VMM do what it is told to without saying so in time: nothing is said that
+// is not so for long.
+func TestMute(t *testing.T) {
+	w := booted(t)
+	id := w.create("a").ID
+	w.ask(w.svc.Start)
+	knows := w.machines.known(id)
+	mute := func(times int) {
+		w.machines.mu.Lock()
+		defer w.machines.mu.Unlock()
+		w.machines.mute = times
+	}
+	for _, tc := range []struct {
+		request requestOf
+		state   api.VMState
+	}{{w.svc.Pause, api.VMRunning}, {w.svc.Suspend, api.VMRunning}} {
+		mute(2)
+		if err := w.wait(tc.request(t.Context(), 0, "a")); err == nil {
+			t.Error("it is known to have done what it did not say")
+		}
+		w.is(tc.state, knows)
+	}
+	w.ask(w.svc.Pause)
+	mute(1)
+	if err := w.wait(w.svc.Resume(t.Context(), 0, "a")); err == nil {
+		t.Error("it is known to go on")
+	}
+	w.is(api.VMPaused, knows)
+	w.ask(w.svc.Resume, w.svc.Suspend, w.svc.Start)
+	w.is(api.VMRunning, knows)
+	w.clear()
+}
+
 // TestWakeRefused spoils snapshots and what belongs to them. Nobody goes on from them;
 // they are there still, and a cold start is offered and does.
 func TestWakeRefused(t *testing.T) {

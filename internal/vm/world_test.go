@@ -342,7 +342,12 @@ func (w *world) clear() {
 		w.t.Error(err)
 	}
 	for _, v := range vms {
-		if err := w.wait(w.svc.Delete(ctx, 0, v.ID, true)); err != nil && api.CodeOf(err) != api.CodeNotFound {
+		err := w.wait(w.svc.Delete(ctx, 0, v.ID, true))
+		if now, gerr := w.svc.Get(ctx, 0, v.ID); api.CodeOf(err) == api.CodeConflict && (gerr != nil || now.State == api.VMDeleting) { // its lease has ended
+			w.await("a VM that is being deleted is gone", func() bool { _, err := w.svc.Get(ctx, 0, v.ID); return err != nil })
+			continue
+		}
+		if err != nil && api.CodeOf(err) != api.CodeNotFound {
 			w.t.Errorf("delete --force VM %q, which is %s: %v", v.Name, v.State, err)
 		}
 	}
