@@ -103,6 +103,7 @@ type Step struct {
 type SetVM struct {
 	Name     *string `json:"name,omitempty" doc:"A new name, as in CreateVM." match:"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"`
 	CPUs     *int    `json:"cpus,omitempty" doc:"Takes effect at the next start." min:"1" max:"32"`
+	Kernel   *string `json:"kernel,omitempty" doc:"Name of a kernel; only while it is stopped."`
 	Memory   *int64  `json:"memory,omitempty" doc:"Bytes; takes effect at the next start." min:"67108864"`
 	RootSize *int64  `json:"root_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs." min:"67108864" max:"17592186044416"`
 	DiskSize *int64  `json:"disk_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs, if there is a work disk already." min:"0" max:"17592186044416"`
@@ -220,6 +221,15 @@ type Kernel struct {
 	Default bool      `json:"default" doc:"Taken by VMs that name none."`
 	Created time.Time `json:"created" doc:"When it was made here."`
 	Size    int64     `json:"size" doc:"Bytes on the disk."`
+	VMs     []string  `json:"vms" doc:"Names of the VMs that boot it, those that the caller sees."`
+}
+
+// KernelOffer is what the host's package manager offers.
+type KernelOffer struct {
+	Package string `json:"package" doc:"Name of the package."`
+	Release string `json:"release" doc:"As uname -r would say it."`
+	Version string `json:"version" doc:"Version of the package; a rebuilt one has the same release."`
+	Kernel  string `json:"kernel,omitempty" doc:"The kernel that was made of it; empty where it is not there yet."`
 }
 
 // System describes a daemon.

@@ -198,9 +198,23 @@ func (c *Client) PullKernel(ctx context.Context) (api.Operation, error) {
 	return c.begin(ctx, request{method: http.MethodPost, path: []string{"kernels", "pull"}}, nil)
 }
 
-// ImportKernel makes a kernel from a .deb package of one. Only root may do that.
+// ImportKernel makes a kernel from a .deb package of one, from what make tar-pkg makes, or
+// from an image that carries its configuration. Only root may do that.
 func (c *Client) ImportKernel(ctx context.Context, name string, r io.Reader) (api.Kernel, error) {
 	return upload[api.Kernel](ctx, c, r, "kernels", name)
+}
+
+// OfferedKernel says which kernel PullKernel would get.
+func (c *Client) OfferedKernel(ctx context.Context) (api.KernelOffer, error) {
+	return get[api.KernelOffer](ctx, c, "kernels", "pull", "offer")
+}
+
+// DefaultKernel makes a kernel the one that VMs get for which none is named. Only root
+// may do that.
+func (c *Client) DefaultKernel(ctx context.Context, name string) (api.Kernel, error) {
+	var out api.Kernel
+	err := c.call(ctx, request{method: http.MethodPost, path: []string{"kernels", name, "default"}}, nil, &out)
+	return out, err
 }
 
 // RemoveKernel removes a kernel that no VM uses. Only root may do that.

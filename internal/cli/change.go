@@ -74,6 +74,7 @@ func setCommand(d *deps) *cobra.Command {
 	d.withQuiet(c, "do not print the name, nor what waits for the next start")
 	f := c.Flags()
 	f.IntVar(&cpus, "cpus", 0, "number of CPUs, from the next start on")
+	f.Var(optionalText{&req.Kernel}, "kernel", "kernel to boot; only while it is stopped")
 	f.Var(&optionalSize{&req.Memory}, "memory", "memory, e.g. 2G, from the next start on")
 	f.Var(&optionalSize{&req.RootSize}, "root-size", "room for what the VM writes, e.g. 20G; grows only")
 	f.Var(&optionalSize{&req.DiskSize}, "disk", "size of the work disk at /root, e.g. 40G; grows only")
@@ -82,6 +83,7 @@ func setCommand(d *deps) *cobra.Command {
 	for _, name := range []string{"cpus", "memory", "root-size", "disk", "io"} {
 		completeFlag(c, name, cobra.NoFileCompletions)
 	}
+	completeFlag(c, "kernel", d.kernels)
 	completeFlag(c, "nat", cobra.FixedCompletions([]string{"on", "off"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
 }

@@ -49,6 +49,21 @@ func (o *optionalSize) String() string {
 	return size(**o.value)
 }
 
+// optionalText is a flag that takes a word and knows whether it was given.
+type optionalText struct{ value **string }
+
+func (o optionalText) Set(s string) error {
+	*o.value = &s
+	return nil
+}
+func (o optionalText) Type() string { return "name" }
+func (o optionalText) String() string {
+	if *o.value == nil {
+		return ""
+	}
+	return **o.value
+}
+
 // ioFlag is a flag that takes limits of disks and knows whether it was given.
 type ioFlag struct{ value **api.IO }
 

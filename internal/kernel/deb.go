@@ -10,6 +10,7 @@ import (
 	"path"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"banger/api"
 	"banger/internal/intake"
@@ -20,20 +21,52 @@ const (
 	maxFiles   = 100_000
 )
 
-// unpackDeb writes the kernel image and the modules of a Debian package into root,
-// as vmlinuz and lib/modules/...; deb(5), ar(5).
+// debMagic begins a Debian package.
+const debMagic = "!<arch>\n"
+
+// unpack writes what a kernel consists of into root: the image as vmlinuz, the modules
+// as lib/modules/..., and its configuration. Custom says that it is no distribution's: an
+// image alone, or the archive that the kernel's own build makes (make tar-pkg).
+func unpack(r io.Reader, root *os.Root) (custom bool, err error) {
+	in := bufio.NewReaderSize(r, 1<<20)
+	head, err := in.Peek(setupMagic + 4)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return false, api.Errorf(api.CodeInvalid, "read kernel: %w", err)
+	}
+	image := len(head) == setupMagic+4 && string(head[setupMagic:]) == "HdrS"
+	switch {
+	case strings.HasPrefix(string(head), debMagic):
+		return false, unpackDeb(in, root)
+	case image || strings.HasPrefix(string(head), "\x7fELF"):
+		limited := &io.LimitedReader{R: in, N: maxVmlinux + 1}
+		err := writeFile(root, "vmlinuz", limited)
+		if err == nil && limited.N == 0 {
+			err = api.Errorf(api.CodeInvalid, "read kernel: it is larger than %d bytes", int64(maxVmlinux))
+		}
+		return true, err
+	case intake.FormatOf(head) != intake.Plain || len(head) > 262 && string(head[257:262]) == "ustar": // POSIX pax, "magic"
+		err := unpackData(&io.LimitedReader{R: in, N: maxPackage}, root, false)
+		if coded := api.CodeOf(err); err != nil && coded == api.CodeInternal && !isNoSpace(err) {
+			err = api.Errorf(api.CodeInvalid, "read archive: %w", err).WithHint("give what make tar-pkg makes, all of it")
+		}
+		return true, err
+	}
+	return false, api.Errorf(api.CodeInvalid, "read kernel: it is neither a Debian package, nor an archive, a vmlinux or a bzImage").
+		WithHint("give a linux-image .deb, what make tar-pkg makes, or a kernel with --config")
+}
+
+func isNoSpace(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
+// unpackDeb unpacks a Debian package; deb(5), ar(5).
 func unpackDeb(r io.Reader, root *os.Root) error {
 	bad := func(format string, args ...any) error {
 		return api.Errorf(api.CodeInvalid, "read package: "+format, args...).WithHint("give a linux-image .deb, all of it")
 	}
 	in := bufio.NewReaderSize(io.LimitReader(r, maxPackage), 1<<20)
-	magic := make([]byte, 8)
-	_, err := io.ReadFull(in, magic)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+	if _, err := io.CopyN(io.Discard, in, int64(len(debMagic))); err != nil {
 		return bad("%w", err)
-	}
-	if string(magic) != "!<arch>\n" {
-		return api.Errorf(api.CodeInvalid, "read package: it is not a Debian package").WithHint("give a linux-image .deb")
 	}
 	header := make([]byte, 60)
 	for {
@@ -47,7 +80,7 @@ func unpackDeb(r io.Reader, root *os.Root) error {
 		}
 		member := &io.LimitedReader{R: in, N: size}
 		if strings.HasPrefix(name, "data.tar") {
-			if err := unpackData(member, root); err != nil {
+			if err := unpackData(member, root, true); err != nil {
 				return bad("%s: %w", name, err)
 			}
 			return nil
@@ -58,9 +91,9 @@ func unpackDeb(r io.Reader, root *os.Root) error {
 	}
 }
 
-// unpackData unpacks a data.tar to its very end, so that a truncated one is found out
+// unpackData unpacks a data.tar, which is all of the member if exact, to its very end, so that a truncated one is found out
 // and the checksums of its compression are verified.
-func unpackData(member *io.LimitedReader, root *os.Root) error {
+func unpackData(member *io.LimitedReader, root *os.Root, exact bool) error {
 	data, _, err := intake.Open(member)
 	if err != nil {
 		return err
@@ -76,7 +109,7 @@ func unpackData(member *io.LimitedReader, root *os.Root) error {
 		return fmt.Errorf("more than %d bytes", int64(maxPackage))
 	case err != nil:
 		return err
-	case member.N > 0:
+	case exact && member.N > 0:
 		return io.ErrUnexpectedEOF
 	}
 	return nil
@@ -102,6 +135,10 @@ func unpackTar(r io.Reader, root *os.Root) error {
 			if name = "vmlinuz"; h.Size > maxVmlinux {
 				return fmt.Errorf("%s: larger than %d bytes", h.Name, int64(maxVmlinux))
 			}
+		case isConfig(name):
+			if name = configFile; h.Size > maxConfig {
+				return fmt.Errorf("%s: larger than %d bytes", h.Name, maxConfig)
+			}
 		case !strings.HasPrefix(name, "lib/modules/"):
 			continue
 		}
@@ -119,6 +156,11 @@ func isKernelImage(name string) bool {
 	image, _ := path.Match("boot/vmlinu[xz]-*", name)
 	beside, _ := path.Match("lib/modules/*/vmlinuz", name)
 	return image || beside
+}
+
+func isConfig(name string) bool {
+	config, _ := path.Match("boot/config-*", name)
+	return config
 }
 
 func writeFile(root *os.Root, name string, r io.Reader) error {

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -43,7 +44,8 @@ type Kernel struct {
 type Store interface {
 	InsertKernel(context.Context, Kernel) error // already_exists; the first one becomes the default
 	Kernels(context.Context) ([]Kernel, error)
-	DeleteKernel(ctx context.Context, name string) error // conflict, naming the VMs that use it; not_found
+	SetDefaultKernel(ctx context.Context, name string) error // not_found
+	DeleteKernel(ctx context.Context, name string) error     // conflict, naming the VMs that use it; not_found
 }
 
 // Config is what a Manager is made of.
@@ -87,7 +89,9 @@ const (
 
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,99}$`)
 
-// Import makes a bundle of a Debian package that is read from r. It ends with ctx, also
+// Import makes a bundle of what is read from r: a Debian package, the archive that the
+// kernel's own build makes, or a vmlinux or bzImage that tells its configuration. What is
+// no distribution's has to have what banger needs, else it is unsupported. It ends with ctx, also
 // where r blocks. Errors: invalid, unsupported, already_exists, no_space.
 func (m *Manager) Import(ctx context.Context, name string, r io.Reader, report api.Reporter) (Kernel, error) {
 	if !validName.MatchString(name) {
@@ -193,9 +197,11 @@ func assemble(ctx context.Context, packages []io.ReadCloser, dir, work string) (
 		return "", err
 	}
 	defer root.Close()
+	custom := false
 	for _, p := range packages {
 		in := intake.UntilDone(ctx, p)
-		err := unpackDeb(in, root)
+		c, err := unpack(in, root)
+		custom = custom || c
 		in.Close()
 		if err == nil {
 			err = failpoint.Pass("kernel", "unpacked")
@@ -203,15 +209,6 @@ func assemble(ctx context.Context, packages []io.ReadCloser, dir, work string) (
 		if err != nil {
 			return "", err
 		}
-	}
-	releases, err := filepath.Glob(filepath.Join(work, "lib/modules/*"))
-	if err != nil || len(releases) != 1 {
-		return "", api.Errorf(api.CodeInvalid, "the package has modules of %d kernels", len(releases)).
-			WithHint("give a linux-image package that contains its modules")
-	}
-	release = filepath.Base(releases[0])
-	if !validName.MatchString(release) {
-		return "", api.Errorf(api.CodeInvalid, "%q is not a kernel's release", release)
 	}
 	image, err := os.ReadFile(filepath.Join(work, "vmlinuz"))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -224,6 +221,18 @@ func assemble(ctx context.Context, packages []io.ReadCloser, dir, work string) (
 	if err != nil {
 		return "", err
 	}
+	var modules *tree
+	if custom {
+		release, modules, err = customise(vmlinux, work, runtime.GOARCH)
+	} else {
+		release, modules, err = packaged(work)
+	}
+	if err != nil {
+		return "", err
+	}
+	if !validName.MatchString(release) {
+		return "", api.Errorf(api.CodeInvalid, "%q is not a kernel's release", release)
+	}
 	err = create(filepath.Join(dir, "vmlinux"), func(f *os.File) error {
 		_, err := f.Write(vmlinux)
 		return err
@@ -231,14 +240,21 @@ func assemble(ctx context.Context, packages []io.ReadCloser, dir, work string) (
 	if err != nil {
 		return "", err
 	}
-	modules, err := readTree(releases[0])
-	if err != nil {
-		return "", err
-	}
 	if err := create(filepath.Join(dir, "modules.cpio"), func(f *os.File) error { return modules.writeBootModules(f) }); err != nil {
 		return "", err
 	}
 	return release, create(filepath.Join(dir, "modules.ext4"), func(f *os.File) error { return writeModulesDisk(ctx, f, work, release) })
+}
+
+// packaged finds the modules of a distribution's kernel, which was unpacked in work.
+func packaged(work string) (release string, t *tree, err error) {
+	releases, err := filepath.Glob(filepath.Join(work, "lib/modules/*"))
+	if err != nil || len(releases) != 1 {
+		return "", nil, api.Errorf(api.CodeInvalid, "the package has modules of %d kernels", len(releases)).
+			WithHint("give a linux-image package that contains its modules")
+	}
+	t, err = readTree(releases[0])
+	return filepath.Base(releases[0]), t, err
 }
 
 // create makes a file that is on the disk when it returns.
@@ -276,6 +292,23 @@ func (m *Manager) Get(ctx context.Context, name string) (Kernel, error) {
 	}
 	return Kernel{}, api.Errorf(api.CodeNotFound, "kernel %q: no such kernel", name).Missing("kernel", name).
 		WithHint("banger kernel list, banger kernel pull")
+}
+
+// SetDefault makes a bundle the one that VMs get for which none is named.
+func (m *Manager) SetDefault(ctx context.Context, name string) (Kernel, error) {
+	if name == "" {
+		return Kernel{}, api.Errorf(api.CodeInvalid, "default kernel: no name")
+	}
+	k, err := m.Get(ctx, name)
+	if err != nil {
+		return Kernel{}, err
+	}
+	if err := m.Store.SetDefaultKernel(ctx, name); err != nil {
+		return Kernel{}, api.About(err, "default kernel %q", name)
+	}
+	_ = m.keepCopies(context.WithoutCancel(ctx)) // the next start does it otherwise
+	k.Default = true
+	return k, nil
 }
 
 // Remove removes a bundle that no VM uses.

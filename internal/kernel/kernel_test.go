@@ -33,6 +33,12 @@ func (m *memory) InsertKernel(_ context.Context, k Kernel) error {
 	return nil
 }
 func (m *memory) Kernels(context.Context) ([]Kernel, error) { return m.kernels, nil }
+func (m *memory) SetDefaultKernel(_ context.Context, name string) error {
+	for i := range m.kernels {
+		m.kernels[i].Default = m.kernels[i].Name == name
+	}
+	return nil
+}
 func (m *memory) DeleteKernel(_ context.Context, name string) error {
 	m.kernels = slices.DeleteFunc(m.kernels, func(k Kernel) bool { return k.Name == name })
 	return nil

@@ -19,8 +19,10 @@ import (
 // machines: Debian's, Ubuntu's.
 var metaPackages = []string{"linux-image-cloud-amd64", "linux-image-virtual"}
 
-// pullPatience bounds a download.
-const pullPatience = 20 * time.Minute
+const (
+	pullPatience = 20 * time.Minute // bounds a download
+	askPatience  = time.Minute      // and a question to the package manager
+)
 
 var (
 	imagePackage = regexp.MustCompile(`(?m)^\s+(?:Pre)?Depends: (linux-image-(\d\S*))$`)
@@ -68,6 +70,28 @@ func (m *Manager) Pull(ctx context.Context, report api.Reporter) (Kernel, error)
 		report(api.Progress{Step: "download " + o.pkg})
 		return download(ctx, o, dir)
 	})
+}
+
+// Offered says what Pull would get, and which bundle that is already.
+func (m *Manager) Offered(ctx context.Context) (api.KernelOffer, error) {
+	ctx, cancel := context.WithTimeout(ctx, askPatience)
+	defer cancel()
+	if _, err := exec.LookPath("apt-cache"); err != nil {
+		return api.KernelOffer{}, api.Errorf(api.CodeUnsupported, "look for a newer kernel: %w", err).WithHint("banger kernel import NAME FILE.deb")
+	}
+	o, err := newest(ctx, apt)
+	if err != nil {
+		return api.KernelOffer{}, err
+	}
+	_, made, err := m.nameFor(ctx, o)
+	if err != nil {
+		return api.KernelOffer{}, err
+	}
+	offer := api.KernelOffer{Package: o.pkg, Release: o.release, Version: o.version}
+	if made != nil {
+		offer.Kernel = made.Name
+	}
+	return offer, nil
 }
 
 // nameFor returns the bundle that was made of an offer, or else a name for it: the

@@ -228,6 +228,12 @@ func (kernels) List(context.Context) ([]kernel.Kernel, error) {
 func (kernels) Get(_ context.Context, name string) (kernel.Kernel, error) {
 	return kernel.Kernel{Name: name}, nil
 }
+func (kernels) SetDefault(_ context.Context, name string) (kernel.Kernel, error) {
+	return kernel.Kernel{Name: name, Default: true}, nil
+}
+func (kernels) Offered(context.Context) (api.KernelOffer, error) {
+	return api.KernelOffer{Package: "linux"}, nil
+}
 func (images) Pull(_ context.Context, uid uint32, req api.PullImage, _ api.Reporter) (image.Image, error) {
 	return image.Image{Name: req.Ref, Owner: uid}, nil
 }

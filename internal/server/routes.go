@@ -246,15 +246,36 @@ func (s *server) operationRoutes(routes huma.API) {
 func (s *server) kernelRoutes(routes huma.API) {
 	route(s, routes, spec{"GET /kernels", http.StatusOK, "list-kernels", "List the kernels.",
 		"", nil},
-		func(ctx context.Context, _ uint32, _ *none) ([]api.Kernel, error) {
-			return each(kernelOut)(s.Kernels.List(ctx))
+		func(ctx context.Context, caller uint32, _ *none) ([]api.Kernel, error) {
+			list, err := each(kernelOut)(s.Kernels.List(ctx))
+			if err != nil {
+				return nil, err
+			}
+			return list, s.withVMs(ctx, caller, list)
 		})
 	route(s, routes, spec{"GET /kernels/{name}", http.StatusOK, "get-kernel", "Get a kernel.",
 		"", []api.Code{api.CodeNotFound}},
-		func(ctx context.Context, _ uint32, in *nameInput) (api.Kernel, error) {
+		func(ctx context.Context, caller uint32, in *nameInput) (api.Kernel, error) {
 			k, err := s.Kernels.Get(ctx, in.Name)
+			if err != nil {
+				return api.Kernel{}, err
+			}
+			one := []api.Kernel{kernelOut(k)}
+			err = s.withVMs(ctx, caller, one)
+			return one[0], err
+		})
+	route(s, routes, spec{"POST /kernels/{name}/default", http.StatusOK, "default-kernel", "Make a kernel the default one.",
+		"VMs that are made without naming a kernel get it; those that there are keep theirs. Root only.", []api.Code{api.CodeInvalid, api.CodeNotFound}},
+		func(ctx context.Context, caller uint32, in *nameInput) (api.Kernel, error) {
+			if err := onlyRoot(caller, "default kernel "+in.Name); err != nil {
+				return api.Kernel{}, err
+			}
+			k, err := s.Kernels.SetDefault(ctx, in.Name)
 			return kernelOut(k), err
 		})
+	route(s, routes, spec{"GET /kernels/pull/offer", http.StatusOK, "offered-kernel", "Say which kernel a pull would get.",
+		"The host's package manager is asked; nothing is downloaded.", []api.Code{api.CodeUnavailable, api.CodeUnsupported}},
+		func(ctx context.Context, _ uint32, _ *none) (api.KernelOffer, error) { return s.Kernels.Offered(ctx) })
 	routeEmpty(s, routes, spec{"DELETE /kernels/{name}", http.StatusNoContent, "remove-kernel", "Remove a kernel that no VM uses.",
 		"Root only.", []api.Code{api.CodeInvalid, api.CodeNotFound, api.CodeConflict}},
 		func(ctx context.Context, caller uint32, in *nameInput) error {
@@ -285,6 +306,19 @@ func each[A, B any](convert func(A) B) func([]A, error) ([]B, error) {
 	}
 }
 
+// withVMs fills in which VMs boot the kernels.
+func (s *server) withVMs(ctx context.Context, caller uint32, kernels []api.Kernel) error {
+	vms, err := s.VMs.List(ctx, caller)
+	for i := range kernels {
+		for _, v := range vms {
+			if v.Kernel == kernels[i].Name {
+				kernels[i].VMs = append(kernels[i].VMs, v.Name)
+			}
+		}
+	}
+	return err
+}
+
 func kernelOut(k kernel.Kernel) api.Kernel {
-	return api.Kernel{Name: k.Name, Release: k.Release, Source: k.Source, Default: k.Default, Created: k.Created, Size: k.Size}
+	return api.Kernel{VMs: []string{}, Name: k.Name, Release: k.Release, Source: k.Source, Default: k.Default, Created: k.Created, Size: k.Size}
 }

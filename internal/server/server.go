@@ -75,6 +75,8 @@ type Kernels interface {
 	Import(ctx context.Context, name string, r io.Reader, report api.Reporter) (kernel.Kernel, error)
 	List(ctx context.Context) ([]kernel.Kernel, error)
 	Get(ctx context.Context, name string) (kernel.Kernel, error)
+	SetDefault(ctx context.Context, name string) (kernel.Kernel, error)
+	Offered(ctx context.Context) (api.KernelOffer, error)
 	Remove(ctx context.Context, name string) error
 }
 

@@ -73,8 +73,8 @@ func (s *server) streamRoutes(mux humago.Mux, doc *huma.OpenAPI) {
 		{spec{"GET /images/{name}/export", 200, "export-image", "Read an image as an archive.",
 			"An OCI Image Layout in a tar archive, which docker load and podman load take too. The layers are as they arrived, with the same digests.",
 			[]api.Code{api.CodeNotFound, api.CodeConflict}}, tarType, nil, "", s.exportImage},
-		{spec{"PUT /kernels/{name}", 201, "import-kernel", "Make a kernel of a Debian package.",
-			"The body is a linux-image .deb. Root only.",
+		{spec{"PUT /kernels/{name}", 201, "import-kernel", "Make a kernel of a package or an image.",
+			"The body is a linux-image .deb, the archive that the kernel's own build makes (make tar-pkg), or a vmlinux or bzImage that carries its configuration. What is no package has to be built with what banger needs, else it is unsupported. Root only.",
 			[]api.Code{api.CodeInvalid, api.CodeAlreadyExists, api.CodeUnavailable, api.CodeNoSpace, api.CodeUnsupported}}, json, api.Kernel{}, upload, s.importKernel},
 		{spec{"GET /openapi.json", 200, "openapi", "Get this document.", "", nil}, documentType, map[string]any{}, "", s.serveDocument(doc)},
 	}...) {

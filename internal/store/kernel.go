@@ -32,6 +32,20 @@ func (db *DB) Kernels(ctx context.Context) ([]kernel.Kernel, error) {
 	})
 }
 
+// SetDefaultKernel implements kernel.Store.
+func (db *DB) SetDefaultKernel(ctx context.Context, name string) error {
+	return db.tx(ctx, "kernel.default", func(tx *sql.Tx) error {
+		res, err := tx.ExecContext(ctx, `UPDATE kernel SET is_default = (name = ?1) WHERE EXISTS (SELECT 1 FROM kernel WHERE name = ?1)`, name)
+		if err != nil {
+			return err
+		}
+		if n, err := res.RowsAffected(); err != nil || n == 0 {
+			return api.Errorf(api.CodeNotFound, "kernel %q: no such kernel", name).WithHint("banger kernel list")
+		}
+		return nil
+	})
+}
+
 // DeleteKernel implements kernel.Store. When the default goes, the newest of the
 // others takes its place.
 func (db *DB) DeleteKernel(ctx context.Context, name string) error {

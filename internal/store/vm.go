@@ -81,17 +81,32 @@ func uidOut(uid uint32) sql.NullInt64 { return sql.NullInt64{Int64: int64(uid), 
 
 // UpdateVM implements vm.Store.
 func (db *DB) UpdateVM(ctx context.Context, r vm.Record) error {
-	err := db.exec(ctx, "vm.update", `UPDATE vm SET name=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
-		host_key=?, wanted=?, last_error=?, uid=?,
-		io_read_bps=?, io_write_bps=?, io_read_iops=?, io_write_iops=? WHERE id=?`,
-		r.Name, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.HostKey, r.Wanted, r.LastError, uidOut(r.UID),
-		r.IO.ReadBPS, r.IO.WriteBPS, r.IO.ReadIOPS, r.IO.WriteIOPS, r.ID)
+	err := db.tx(ctx, "vm.update", func(tx *sql.Tx) error { return updateVM(ctx, tx, r) })
 	if isUnique(err, addresses...) {
 		return addressTaken("change", r)
 	}
 	if isUnique(err) {
 		return api.Errorf(api.CodeAlreadyExists, "rename to %q: a VM of that name exists", r.Name).WithHint("banger vm list")
 	}
+	return err
+}
+
+// updateVM looks for a new kernel in the same transaction, as InsertVM does.
+func updateVM(ctx context.Context, tx *sql.Tx, r vm.Record) error {
+	var gone bool
+	err := tx.QueryRowContext(ctx, `SELECT EXISTS (SELECT 1 FROM vm WHERE id = ?1 AND kernel <> ?2) AND NOT EXISTS (SELECT 1 FROM kernel WHERE name = ?2)`,
+		r.ID, r.Kernel).Scan(&gone)
+	if err != nil {
+		return err
+	}
+	if gone {
+		return api.Errorf(api.CodeNotFound, "change VM %q: kernel %q has been removed", r.Name, r.Kernel).WithHint("banger kernel list")
+	}
+	_, err = tx.ExecContext(ctx, `UPDATE vm SET name=?, kernel=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
+		host_key=?, wanted=?, last_error=?, uid=?,
+		io_read_bps=?, io_write_bps=?, io_read_iops=?, io_write_iops=? WHERE id=?`,
+		r.Name, r.Kernel, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.HostKey, r.Wanted, r.LastError, uidOut(r.UID),
+		r.IO.ReadBPS, r.IO.WriteBPS, r.IO.ReadIOPS, r.IO.WriteIOPS, r.ID)
 	return err
 }
 

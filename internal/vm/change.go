@@ -29,6 +29,18 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 	to.IO = or(req.IO, rec.IO)
 	to.Memory = roundDown(or(req.Memory, rec.Memory))
 	root, work := roundUp(or(req.RootSize, rec.RootSize)), roundUp(or(req.DiskSize, rec.DiskSize))
+	if req.Kernel != nil && *req.Kernel != rec.Kernel {
+		if l != nil || rec.Wanted == WantSuspended { // it needs what it was booted with
+			return rec, api.Errorf(api.CodeConflict, "change VM %q: its kernel is in use", rec.Name).WithHint("banger vm stop %s", rec.Name)
+		}
+		if *req.Kernel == "" {
+			return rec, api.Errorf(api.CodeInvalid, "change VM %q: the name of the kernel is empty", rec.Name).WithHint("banger kernel list")
+		}
+		var err error
+		if to.Kernel, err = s.assets.Kernel(ctx, *req.Kernel); err != nil {
+			return rec, err
+		}
+	}
 	total, err := linux.MemTotal()
 	if err != nil {
 		return rec, err

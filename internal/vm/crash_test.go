@@ -127,6 +127,10 @@ var actions = map[string]action{
 		_, err := w.kernels.Pull(context.Background(), func(api.Progress) {})
 		return err
 	}},
+	"kernel default": {before: importKernel, do: func(w *world) error {
+		_, err := w.kernels.SetDefault(context.Background(), "other")
+		return err
+	}},
 	"kernel remove": {before: importKernel, do: func(w *world) error { return w.kernels.Remove(context.Background(), "other") }},
 }
 

@@ -31,7 +31,7 @@ func TestScripts(t *testing.T) {
 					RequireUniqueNames:  true,
 					RequireExplicitExec: true,
 					Setup: func(env *testscript.Env) error {
-						env.Vars = append(env.Vars, h.Env()...)
+						env.Vars = append(append(env.Vars, h.Env()...), "BANGER="+h.Program()) // for what sh runs
 						return nil
 					},
 					Cmds: map[string]func(*testscript.TestScript, bool, []string){"banger": banger(h), "refused": refuses(h)},
