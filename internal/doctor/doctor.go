@@ -73,7 +73,7 @@ func Examine(ctx context.Context, c Config, caller uint32) []api.Finding {
 	checks := []check{
 		{groupVMM, false, checkKVM}, {groupVMM, false, c.checkDrivers},
 		{groupHost, false, checkDevices}, {groupHost, false, checkCgroups}, {groupHost, false, checkTools},
-		{groupStorage, false, c.checkRoom}, {groupStorage, false, c.checkDirectories}, {groupStorage, false, c.checkSocket}, {groupStorage, true, c.checkLost},
+		{groupStorage, false, c.checkRoom}, {groupStorage, false, c.checkDisk}, {groupStorage, false, c.checkDirectories}, {groupStorage, false, c.checkSocket}, {groupStorage, true, c.checkLost},
 	}
 	if c.Database != nil {
 		checks = append(checks, check{groupDatabase, true, c.Database})

@@ -43,6 +43,23 @@ func (c Config) checkRoom(context.Context) []api.Finding {
 	return ok(groupStorage, check, "%s has %s available", c.Room.Dir, bytes(fs.Available))
 }
 
+// checkDisk reads from the disk itself: what the kernel remembers of one that fails may
+// look well for long. The database is not what it reads: to close it would take its locks
+// from the daemon.
+func (c Config) checkDisk(context.Context) []api.Finding {
+	const check = "disk"
+	err := linux.Readable(filepath.Join(c.Paths.State, "installation.json"))
+	switch {
+	case err == nil, errors.Is(err, fs.ErrNotExist), errors.Is(err, fs.ErrPermission):
+		return nil
+	case errors.Is(err, syscall.EIO):
+		f := found(groupStorage, check, api.SeverityError, "the disk of %s fails: %v", c.Paths.State, err)
+		return []api.Finding{advise(f, "Nothing can be made, changed or written down, and VMs lose what they write. They go on as long as what they need is in memory.",
+			"Look at what the kernel says (dmesg), save what can be read, repair the disk; then kill the daemon: the next one puts right what was left half done.")}
+	}
+	return unknown(groupStorage, check, err)
+}
+
 // place is a file or directory of ours, with the permission bits that it must not have.
 type place struct {
 	path   string

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -89,4 +90,24 @@ func ModuleOf(name string) (ModuleState, error) {
 func CgroupControllers(root string) ([]string, error) {
 	text, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
 	return strings.Fields(string(text)), err
+}
+
+// Readable says why the first bytes of a file cannot be read from its disk, past what the
+// kernel remembers of it; nil also where a file system cannot tell.
+func Readable(file string) error {
+	fd, err := unix.Open(file, unix.O_RDONLY|unix.O_DIRECT|unix.O_CLOEXEC, 0)
+	if err == unix.EINVAL {
+		return nil
+	}
+	if err == nil {
+		const block = 4096
+		buf := make([]byte, 2*block)
+		skip := (block - int(uintptr(unsafe.Pointer(&buf[0]))%block)) % block
+		_, err = unix.Read(fd, buf[skip:skip+block])
+		_ = unix.Close(fd) // nothing was written
+	}
+	if err != nil && err != unix.EINVAL {
+		return fmt.Errorf("read %s: %w", file, err)
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io/fs"
 	"net"
 	"os"
 	"os/exec"
@@ -227,5 +228,24 @@ func TestIsKernelThread(t *testing.T) {
 	}
 	if !linux.IsKernelThread(2) {
 		t.Error("kthreadd is not one of the kernel's")
+	}
+}
+
+// TestReadable reads past the page cache; that a disk fails, the host in a VM shows.
+func TestReadable(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "file")
+	for _, content := range []string{"", "short", strings.Repeat("long", 5000)} {
+		if err := os.WriteFile(file, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := linux.Readable(file); err != nil {
+			t.Errorf("of %d bytes: %v", len(content), err)
+		}
+	}
+	if err := linux.Readable(file + "x"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of none: %v", err)
+	}
+	if err := linux.Readable("/dev/shm"); err == nil || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("of a directory: %v", err)
 	}
 }

@@ -87,7 +87,11 @@ func failingDisk(t *testing.T, v *hosttest.HostVM) {
 		`(?m)^list: 2$`,
 		`(?m)^create: \[\d+\] .*(I/O error|input/output error)`,
 		`(?m)^start: \[\d+\] .*(I/O error|input/output error)`,
+		`(?m)^grow: \[\d+\] .*I/O error`,
 		`(?m)^exec: \[0\] alive$`,
+		`(?m)^ +error +the disk of /mnt/failing fails: .*input/output error`,
+		`(?m)^stop: \[\d+\] .*I/O error`,
+		`(?m)^show: state +stopped\nlast error +stop VM "m": .*I/O error`,
 		`(?m)^the daemon lives$`,
 		`(?m)^kept: kept$`,
 	} {

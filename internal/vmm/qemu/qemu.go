@@ -92,7 +92,7 @@ func (d *Driver) Check(ctx context.Context) (vmm.Info, error) {
 
 // How long a VMM may take until its machine runs, or stands where its snapshot did.
 const (
-	startTimeout   = 20 * time.Second
+	startTimeout   = time.Minute     // on a host that has better things to do; one that fails ends at once
 	restoreTimeout = 5 * time.Minute // it reads the guest's memory, from a disk
 )
 
