@@ -19,10 +19,12 @@ import (
 	"banger/internal/hosttest"
 )
 
-// How often TestKilledAtRandom kills the daemon, and what its random numbers begin with.
+// How often TestKilledAtRandom kills the daemon, for how many minutes at most (0 for as
+// long as it takes), and what its random numbers begin with.
 const (
-	envKills = "BANGER_CHAOS_KILLS"
-	envSeed  = "BANGER_CHAOS_SEED"
+	envKills   = "BANGER_CHAOS_KILLS"
+	envMinutes = "BANGER_CHAOS_MINUTES"
+	envSeed    = "BANGER_CHAOS_SEED"
 )
 
 // TestKilledAtRandom kills the daemon at random instants, while people do things with
@@ -37,7 +39,7 @@ func TestKilledAtRandom(t *testing.T) {
 	h.Must(t, "vm", "run", "--name", "still", "--memory", "192M", "--", "true")
 	boot := time.Since(start) // as long as one takes here
 	pid := vmOf(t, h, "still").PID
-	count := beginFor(t, h, 30*time.Minute, "vm", "exec", "still", "--", "sh", "-c", "i=0; while ! test -e /tmp/stop; do i=$((i+1)); echo $i; sleep 0.2; done; echo end")
+	count := beginFor(t, h, 30*time.Minute+time.Duration(kills)*10*time.Second, "vm", "exec", "still", "--", "sh", "-c", "i=0; while ! test -e /tmp/stop; do i=$((i+1)); echo $i; sleep 0.2; done; echo end")
 
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -52,7 +54,8 @@ func TestKilledAtRandom(t *testing.T) {
 		})
 	}
 	when := rand.New(rand.NewPCG(seed, 1000))
-	for range kills {
+	minutes, killed := numberFrom(t, envMinutes, 0), uint64(0)
+	for ; killed < kills && (minutes == 0 || time.Since(start) < time.Duration(minutes)*time.Minute); killed++ {
 		within := boot / 4 // so soon that it has hardly begun, or late enough for VMs to boot
 		if when.IntN(2) == 0 {
 			within = 3 * boot
@@ -65,7 +68,7 @@ func TestKilledAtRandom(t *testing.T) {
 	}
 	cancel()
 	people.Wait()
-	t.Logf("done: %v", done.count)
+	t.Logf("killed %d times in %.0f s, a boot takes %.1f s; done: %v", killed, time.Since(start).Seconds(), boot.Seconds(), done.count)
 	if done.count["start"]+done.count["run"]+done.count["restart"]+done.count["stop"]+done.count["exec"] == 0 {
 		t.Error("nobody ever got a VM to run")
 	}
