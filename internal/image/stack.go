@@ -2,10 +2,12 @@ package image
 
 import (
 	"archive/tar"
+	"cmp"
 	"errors"
 	"io"
 	"maps"
 	"path"
+	"slices"
 	"strings"
 	"time"
 )
@@ -35,10 +37,16 @@ type stack struct {
 
 	stale  bool              // skip has become more: what is written is of no use
 	more   map[*node][]int64 // the further entries of a directory that came more than once
-	hidden []string          // paths of what is to be hidden
-	opaque []string          // paths of the directories that hide all that is below them
+	marks  []mark            // what is to be hidden
 	copies map[origin]*copied
 	links  []lateLink
+}
+
+// mark is a whiteout: it hides what is below at a path, or all that is below in the
+// directory there.
+type mark struct {
+	path   string
+	opaque bool
 }
 
 // origin is where the content of a file is.
@@ -106,18 +114,15 @@ func (s *stack) take(f *filter, hdr *tar.Header, ordinal int64) (done bool, err 
 	if hides == "" || hides == "." || hides == ".." {
 		return false, invalid(hdr.Name, errors.New("a whiteout of no name"))
 	}
-	if base == whiteoutOpaque {
-		hides = "" // the directory itself
-	}
 	at, err := f.tree.find(path.Join(dir, hides))
 	if err != nil {
 		return true, nil // nothing can be there
 	}
 	f.tree.names += int64(len(name))
 	if base == whiteoutOpaque {
-		s.opaque = append(s.opaque, at.name())
+		s.marks = append(s.marks, mark{at.path(""), true})
 	} else {
-		s.hidden = append(s.hidden, at.name())
+		s.marks = append(s.marks, mark{at.name(), false})
 	}
 	return true, nil
 }
@@ -241,37 +246,51 @@ func (f *filter) writeCopies(out *tar.Writer, buf []byte) error {
 // writeWhiteouts hides what the layer removes of the layers below. What they do not
 // have is not hidden: a directory that is in one layer alone would show the marks.
 func (f *filter) writeWhiteouts(out *tar.Writer) error {
-	for _, name := range f.stack.opaque {
-		at, err := f.tree.find(name)
-		if err != nil || !at.below.isDir() || len(at.below.children) == 0 {
-			continue
+	marks := f.stack.marks
+	rank := func(m mark) int {
+		if m.opaque {
+			return 1
 		}
-		if at.base == "" { // an overlay's root is merged whatever its layers say
-			for child := range at.below.children {
-				if err := f.hide(out, child); err != nil {
-					return err
-				}
-			}
-			continue
-		}
-		if at.node == nil {
-			n := newDir()
-			n.meta, n.entry = at.below.meta, -1
-			if err := f.put(out, at, n); err != nil {
-				return err
-			}
-			at.node = n
-		}
-		if at.node.isDir() {
-			if err := f.makeOpaque(out, at); err != nil {
-				return err
-			}
-		}
+		return 0
 	}
-	for _, name := range f.stack.hidden {
-		if err := f.hide(out, name); err != nil {
+	slices.SortFunc(marks, func(a, b mark) int { // what is hidden wholly has nothing left to hide within
+		return cmp.Or(strings.Compare(a.path, b.path), rank(a)-rank(b))
+	})
+	for _, m := range marks {
+		hide := f.hide
+		if m.opaque {
+			hide = f.hideAll
+		}
+		if err := hide(out, m.path); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// hideAll hides what the layers below have in a directory.
+func (f *filter) hideAll(out *tar.Writer, name string) error {
+	at, err := f.tree.find(name)
+	switch {
+	case err != nil || !at.below.isDir() || len(at.below.children) == 0:
+		return nil
+	case at.base == "": // an overlay's root is merged whatever its layers say
+		for _, child := range slices.Sorted(maps.Keys(at.below.children)) {
+			if err := f.hide(out, child); err != nil {
+				return err
+			}
+		}
+		return nil
+	case at.node == nil:
+		n := newDir()
+		n.meta, n.entry = at.below.meta, -1
+		if err := f.put(out, at, n); err != nil {
+			return err
+		}
+		at.node = n
+	}
+	if at.node.isDir() {
+		return f.makeOpaque(out, at)
 	}
 	return nil
 }

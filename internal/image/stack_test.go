@@ -216,52 +216,6 @@ func listed(t *testing.T, dir string) []string {
 	return all
 }
 
-// whiteouts are the corner cases of layers upon layers, with the tree that is to be
-// seen.
-var whiteouts = map[string]struct {
-	layers [][]string
-	want   []string
-}{
-	"a file is removed":               {[][]string{{"f a", "f b"}, {"f .wh.a"}}, []string{"f b"}},
-	"a directory is removed":          {[][]string{{"f d/a", "f b"}, {"f .wh.d"}}, []string{"f b"}},
-	"a file in a directory":           {[][]string{{"d d,700", "f d/a", "f d/b"}, {"f d/.wh.a"}}, []string{"d d,700", "f d/b"}},
-	"implied parents keep their mode": {[][]string{{"d tmp,1777", "d tmp/x,700"}, {"f tmp/x/y/f"}}, []string{"d tmp,1777", "d tmp/x,700", "d tmp/x/y", "f tmp/x/y/f"}},
-	"what is not there is hidden":     {[][]string{{"d d", "f d/a"}, {"f d/.wh.none", "f .wh.nothing", "f e/.wh.x"}}, []string{"d d", "f d/a"}},
-	"an opaque directory":             {[][]string{{"f d/a", "f d/b"}, {"f d/.wh..wh..opq", "f d/c"}}, []string{"d d", "f d/c"}},
-	"opaque after its contents":       {[][]string{{"f d/a"}, {"d d,700", "f d/c", "f d/.wh..wh..opq"}}, []string{"d d,700", "f d/c"}},
-	"an opaque directory alone":       {[][]string{{"d d,711", "f d/a"}, {"f d/.wh..wh..opq"}}, []string{"d d,711"}},
-	"opaque where nothing is":         {[][]string{{"f a"}, {"d d", "f d/.wh..wh..opq", "f d/b"}}, []string{"f a", "d d", "f d/b"}},
-	"an opaque root":                  {[][]string{{"f a", "f d/b", "f e/b"}, {"f .wh..wh..opq", "f d/c"}}, []string{"d d", "f d/c"}},
-	"whiteout and file":               {[][]string{{"f a=1"}, {"f .wh.a", "f a=2"}}, []string{"f a=2"}},
-	"file and whiteout":               {[][]string{{"f a=1"}, {"f a=2", "f .wh.a"}}, []string{"f a=2"}},
-	"whiteout and directory":          {[][]string{{"f d/a"}, {"f .wh.d", "d d,700", "f d/b"}}, []string{"d d,700", "f d/b"}},
-	"directory and whiteout":          {[][]string{{"f d/a"}, {"f d/b", "f .wh.d"}}, []string{"d d", "f d/b"}},
-	"a file becomes a directory":      {[][]string{{"f x=1"}, {"d x", "f x/y"}}, []string{"d x", "f x/y"}},
-	"a directory becomes a file":      {[][]string{{"f x/y"}, {"f x=1"}}, []string{"f x=1"}},
-	"a directory comes back":          {[][]string{{"f d/a"}, {"f .wh.d"}, {"f d/b"}}, []string{"d d", "f d/b"}},
-	"a file between directories":      {[][]string{{"f d/a"}, {"f d=1"}, {"d d", "f d/b"}}, []string{"d d", "f d/b"}},
-	"removed, made, removed":          {[][]string{{"f a=1"}, {"f .wh.a"}, {"f a=2"}, {"f .wh.a"}, {"f b"}}, []string{"f b"}},
-	"whiteouts in whiteouts":          {[][]string{{"f d/e/a", "f d/e/b"}, {"f d/e/.wh.a"}, {"f d/.wh.e", "f d/e/c"}}, []string{"d d", "d d/e", "f d/e/c"}},
-	"a hard link in a layer":          {[][]string{{"f a=1", "h b -> a"}}, []string{"f a=1", "h b -> a"}},
-	"a hard link across layers":       {[][]string{{"f a=1,600"}, {"h d/b -> a"}}, []string{"f a=1,600", "d d", "f d/b=1,600"}},
-	"two hard links across layers":    {[][]string{{"f a=1"}, {"h b -> a", "h c -> b", "h d -> a"}}, []string{"f a=1", "f b=1", "h c -> b", "h d -> b"}},
-	"a hard link across three layers": {[][]string{{"f a=1"}, {"h b -> a"}, {"h c -> b", "f .wh.a"}}, []string{"f b=1", "f c=1"}},
-	"a hard link, its target hidden":  {[][]string{{"f a=1"}, {"h b -> a", "f .wh.a"}}, []string{"f b=1"}},
-	"a hard link to a link below":     {[][]string{{"s l -> nowhere"}, {"h m -> l"}}, []string{"s l -> nowhere", "s m -> nowhere"}},
-	"through a link below":            {[][]string{{"d usr/lib,711", "s lib -> usr/lib"}, {"f lib/x=1"}}, []string{"s lib -> usr/lib", "d usr", "d usr/lib,711", "f usr/lib/x=1"}},
-	"through an absolute link":        {[][]string{{"d run,711", "d var", "s var/run -> /run"}, {"f var/run/x"}}, []string{"d run,711", "f run/x", "d var", "s var/run -> /run"}},
-	"through a link upwards":          {[][]string{{"d a", "s a/up -> ../../../b"}, {"f a/up/x"}}, []string{"d a", "s a/up -> ../../../b", "d b", "f b/x"}},
-	"a whiteout through a link":       {[][]string{{"f usr/x", "s u -> usr"}, {"f u/.wh.x"}}, []string{"s u -> usr", "d usr"}},
-	"a file twice":                    {[][]string{{"f a=1", "f b", "f a=22"}}, []string{"f a=22", "f b"}},
-	"a file three times":              {[][]string{{"f a=1", "f a=22", "s a -> b"}}, []string{"s a -> b"}},
-	"a directory replaced":            {[][]string{{"d d", "f d/a", "d d,700", "f d=1"}}, []string{"f d=1"}},
-	"a file replaced by a directory":  {[][]string{{"f d=1", "d d", "f d/a"}}, []string{"d d", "f d/a"}},
-	"a directory twice":               {[][]string{{"d d,700", "f d/a", "d d,711"}}, []string{"d d,711", "f d/a"}},
-	"aufs leftovers":                  {[][]string{{"f a", "f .wh..wh.aufs", "f .wh..wh.plnk/1.2", "d .wh..wh.orph"}}, []string{"f a"}},
-	"an empty layer":                  {[][]string{{"f a"}, {}, {"f b"}}, []string{"f a", "f b"}},
-	"the root's mode":                 {[][]string{{"d .,711", "f a"}, {"f b"}}, []string{"f a", "f b"}},
-}
-
 // TestLayersAreMerged sees each case as a guest would: as an overlay of the layers'
 // disks, as one of them with all but the first in one disk, and flattened.
 func TestLayersAreMerged(t *testing.T) {
