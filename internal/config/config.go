@@ -146,6 +146,7 @@ type Config struct {
 	Image struct {
 		MaxSize    Size                `toml:"max_size"`
 		MaxEntries int64               `toml:"max_entries"`
+		MaxMemory  Size                `toml:"max_memory"`
 		Mirrors    map[string][]string `toml:"mirrors"`  // by registry, such as docker.io: those to ask first
 		Insecure   []string            `toml:"insecure"` // registries that may be spoken to without TLS
 	} `toml:"image"`
@@ -173,6 +174,7 @@ func Load(path string) (Config, error) {
 	c.Storage.Reserve = DefaultReserve
 	c.Image.MaxSize = 20 << 30
 	c.Image.MaxEntries = 2_000_000
+	c.Image.MaxMemory = 36 << 20
 	text, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return c, nil
@@ -199,7 +201,7 @@ func (c Config) validate() error {
 		value int64
 	}{
 		{"vm.cpus", int64(c.VM.CPUs)}, {"vm.memory", int64(c.VM.Memory)}, {"vm.root_size", int64(c.VM.RootSize)},
-		{"image.max_size", int64(c.Image.MaxSize)}, {"image.max_entries", c.Image.MaxEntries},
+		{"image.max_size", int64(c.Image.MaxSize)}, {"image.max_entries", c.Image.MaxEntries}, {"image.max_memory", int64(c.Image.MaxMemory)},
 	} {
 		if number.value <= 0 {
 			return fmt.Errorf("%s is %d; it must be more than 0", number.key, number.value)

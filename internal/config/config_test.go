@@ -24,7 +24,7 @@ func defaults() Config {
 	c := Config{Group: "banger"}
 	c.VM.Image, c.VM.CPUs, c.VM.Memory, c.VM.RootSize, c.VM.DiskSize = "debian", 1, 512<<20, 10<<30, 10<<30
 	c.VM.RootDisk, c.VM.Network, c.VM.NAT = "overlay", "bridge", true
-	c.Image.MaxSize, c.Image.MaxEntries = 20<<30, 2_000_000
+	c.Image.MaxSize, c.Image.MaxEntries, c.Image.MaxMemory = 20<<30, 2_000_000, 36<<20
 	c.Storage.Reserve = DefaultReserve
 	return c
 }
@@ -40,7 +40,7 @@ func TestLoad(t *testing.T) {
 	every.Network.Resolvers = []netip.Addr{netip.MustParseAddr("192.168.178.1")}
 	every.VM.IO = IO{ReadBPS: 1 << 20, WriteIOPS: 10}
 	every.VM.UIDs = IDs{70000, 70999}
-	every.Image.MaxSize, every.Image.MaxEntries = 2<<40, 12
+	every.Image.MaxSize, every.Image.MaxEntries, every.Image.MaxMemory = 2<<40, 12, 1<<30
 	every.QEMU.Binary = "/opt/qemu"
 	every.Storage.Reserve = 3 << 30
 	for name, tc := range map[string]struct {
@@ -69,6 +69,7 @@ func TestLoad(t *testing.T) {
 			[image]
 			max_size = "2TiB"
 			max_entries = 12
+			max_memory = "1G"
 			[storage]
 			reserve = "3G"
 			[qemu]

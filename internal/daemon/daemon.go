@@ -89,7 +89,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		return err
 	}
 	room := space.Room{Dir: paths.State, Reserve: int64(cfg.Storage.Reserve)}
-	images := image.New(image.Config{Ledger: ledger, Dirs: host.dirs, Store: db, Room: room, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries,
+	images := image.New(image.Config{Ledger: ledger, Dirs: host.dirs, Store: db, Room: room, MaxSize: int64(cfg.Image.MaxSize), MaxEntries: cfg.Image.MaxEntries, MaxMemory: int64(cfg.Image.MaxMemory),
 		Registries: &registry.Client{Config: registry.Config{Mirrors: cfg.Image.Mirrors, Insecure: cfg.Image.Insecure}}})
 	kernels := kernel.New(kernel.Config{Ledger: ledger, Dirs: host.dirs, Store: db, Room: room, Agent: agent})
 	operations := operation.NewRegistry()

@@ -16,3 +16,6 @@ func (m *Manager) Arrived(blob string) int64 {
 	}
 	return 0
 }
+
+// Mounted mounts the disks of an image, for the test.
+var Mounted = mounted

@@ -225,7 +225,14 @@ func (f *filter) check(hdr *tar.Header, ordinal int64) (clean *tar.Header, paren
 		return nil, nil, err
 	}
 	n.layer, n.entry = f.stack.depth(), ordinal
-	f.tree.names += int64(len(n.target))
+	// The writer keeps the path, as a part of the header if that is a long one.
+	kept := len(n.target) + len(clean.Name)
+	for key, value := range clean.PAXRecords {
+		kept += 2 * (len(key) + len(value))
+	}
+	if err := f.tree.take(kept); err != nil {
+		return nil, nil, err
+	}
 	if at.node != nil {
 		replaced, err := f.again(&at, n, ordinal)
 		if err != nil || !replaced {
@@ -258,7 +265,7 @@ func cleaned(hdr *tar.Header, name string) (clean *tar.Header, n *node, err erro
 		if hdr.Linkname == "" || len(hdr.Linkname) > maxTarget || strings.ContainsRune(hdr.Linkname, 0) {
 			return nil, nil, errors.New("target of the symbolic link is empty, too long or has a NUL")
 		}
-		clean.Linkname, n.target = hdr.Linkname, hdr.Linkname
+		clean.Linkname, n.target = hdr.Linkname, strings.Clone(hdr.Linkname)
 	case tar.TypeChar, tar.TypeBlock:
 		if err := checkDevice(hdr); err != nil {
 			return nil, nil, err
@@ -351,6 +358,9 @@ func (f *filter) hardLink(hdr *tar.Header, at place, ordinal int64) (clean *tar.
 		return nil, nil, err
 	}
 	n.links++
+	if err := f.tree.take(len(at.name())); err != nil {
+		return nil, nil, err
+	}
 	clean = &tar.Header{Format: tar.FormatPAX, Typeflag: tar.TypeLink, Name: at.name(), Linkname: to.name(), ModTime: clamp(hdr.ModTime)}
 	if n.copied {
 		f.stack.later(n, clean, parents, ordinal)

@@ -28,6 +28,7 @@ const (
 
 	defaultMaxSize    = 20 << 30
 	defaultMaxEntries = 2_000_000
+	defaultMaxMemory  = 36 << 20
 )
 
 // Layer is a layer of images, or a disk made of several.
@@ -83,6 +84,7 @@ type Config struct {
 	Room       space.Room
 	MaxSize    int64 // bytes of content in an archive; 20 GiB where it is 0
 	MaxEntries int64 // entries of an archive; 2,000,000 where it is 0
+	MaxMemory  int64 // bytes of memory for the names and inodes of an image that is made; 36 MiB where it is 0
 	Registries *registry.Client
 }
 
@@ -109,6 +111,9 @@ type key struct {
 func New(c Config) *Manager {
 	if c.MaxSize == 0 {
 		c.MaxSize = defaultMaxSize
+	}
+	if c.MaxMemory == 0 {
+		c.MaxMemory = defaultMaxMemory
 	}
 	if c.Registries == nil {
 		c.Registries = &registry.Client{}

@@ -47,6 +47,7 @@ type layerWriter struct {
 // write makes the layer's disk and returns its tree; it fills in what is known of the
 // layer then.
 func (w layerWriter) write(ctx context.Context, layer *Layer, report api.Reporter) (*node, error) {
+	defer sparing()()
 	skip := map[int64]bool{}
 	for {
 		f, err := w.pass(ctx, skip, report)
@@ -66,6 +67,7 @@ func (w layerWriter) pass(ctx context.Context, skip map[int64]bool, report api.R
 	f := newFilter(&source{raw: raw, sum: sha256.New(), left: w.m.MaxSize + maxOverhead}, w.m.MaxSize, w.maxEntries, func(entries int64) {
 		report(api.Progress{Step: fmt.Sprintf("import (%d entries)", entries), Current: raw.n.Load()})
 	})
+	f.tree.maxMemory = w.m.MaxMemory
 	plain, format, err := intake.Open(raw)
 	f.src.format = format
 	if err != nil {

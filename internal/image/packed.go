@@ -134,7 +134,9 @@ func (m *Manager) unpack(dir string, r io.Reader, report api.Reporter) (*packed,
 		}
 		report(api.Progress{Step: "unpack", Current: m.MaxSize + maxOverhead - left})
 		file := filepath.Join(dir, strconv.Itoa(n))
-		if err := writeFile(file, in, buf); err != nil {
+		if err := writeFile(file, in, buf); errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, api.Errorf(api.CodeInvalid, "entry %s: archive is damaged or truncated: %w", quote(hdr.Name), err)
+		} else if err != nil {
 			return nil, fmt.Errorf("entry %s: %w", quote(hdr.Name), err)
 		}
 		p.files[name] = file

@@ -76,6 +76,7 @@ func (f *filter) newLayer(layer int, below *node, archive func(int) (io.ReadClos
 		skip = map[int64]bool{}
 	}
 	f.tree.below, f.tree.rooted = below, true
+	f.tree.memory += below.weight()
 	f.stack = &stack{layer: layer, archive: archive, skip: skip, more: map[*node][]int64{}, copies: map[origin]*copied{}}
 }
 
@@ -118,7 +119,9 @@ func (s *stack) take(f *filter, hdr *tar.Header, ordinal int64) (done bool, err 
 	if err != nil {
 		return true, nil // nothing can be there
 	}
-	f.tree.names += int64(len(name))
+	if err := f.tree.take(fileCost + 2*len(name)); err != nil {
+		return true, invalid(hdr.Name, err)
+	}
 	if base == whiteoutOpaque {
 		s.marks = append(s.marks, mark{at.path(""), true})
 	} else {

@@ -23,7 +23,7 @@ import (
 
 // entry is an entry of a layer's archive in few words: "d name", "f name=content",
 // "s name -> target", "h name -> target", each with what follows a comma as the mode.
-func entry(t *testing.T, w *tar.Writer, text string) {
+func entry(t testing.TB, w *tar.Writer, text string) {
 	t.Helper()
 	hdr := &tar.Header{Format: tar.FormatPAX, Mode: 0o755, ModTime: time.Unix(1e9, 0)}
 	text, mode, _ := strings.Cut(text, ",")
@@ -55,7 +55,7 @@ func entry(t *testing.T, w *tar.Writer, text string) {
 	}
 }
 
-func layerArchive(t *testing.T, entries ...string) []byte {
+func layerArchive(t testing.TB, entries ...string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

@@ -16,10 +16,18 @@ import (
 const (
 	maxComponent = 255   // NAME_MAX
 	maxPath      = 4096  // PATH_MAX
+	maxDepth     = 256   // directories on the way to a file: each entry costs their number, and more
 	maxTarget    = 4095  // ext4 keeps a link's target in one block
 	maxLinks     = 65000 // EXT4_LINK_MAX
 	maxHops      = 40    // MAXSYMLINKS
-	maxNames     = 256 << 20
+)
+
+// What an inode takes of memory while a file system is made, here and in its writer,
+// and what one of a layer below takes here; measured (TestMemoryIsBounded), names and
+// such excepted, which are counted.
+const (
+	fileCost, dirCost           = 500, 1400
+	lowerFileCost, lowerDirCost = 140, 600
 )
 
 // node is what is remembered of an inode; hard links share one.
@@ -65,11 +73,44 @@ type tree struct {
 	root   *node
 	below  *node // the merged tree of the layers below; nil where there are none
 	rooted bool  // symbolic links lead anywhere within the tree, as though it were /
-	names  int64 // bytes of names and targets
+
+	memory    int64 // bytes that have been taken for all this
+	maxMemory int64
+}
+
+// errMemory is that of an archive whose tree takes too much memory.
+var errMemory = errors.New("archive takes too much memory")
+
+// take notes that n bytes of memory are taken.
+func (t *tree) take(n int) error {
+	if t.memory += int64(n); t.memory > t.maxMemory {
+		return errMemory
+	}
+	return nil
+}
+
+// weight is what a tree takes of memory, as one of layers below.
+func (n *node) weight() int64 {
+	if n == nil {
+		return 0
+	}
+	if !n.isDir() {
+		return int64(lowerFileCost + len(n.target))
+	}
+	sum := int64(lowerDirCost)
+	if n.meta != nil {
+		for key, value := range n.meta.xattrs {
+			sum += int64(len(key) + len(value))
+		}
+	}
+	for name, child := range n.children {
+		sum += int64(len(name)) + child.weight()
+	}
+	return sum
 }
 
 func newTree() *tree {
-	t := &tree{root: newDir()}
+	t := &tree{root: newDir(), maxMemory: defaultMaxMemory}
 	t.root.entry = -1
 	t.root.children["lost+found"] = &node{children: map[string]*node{}, entry: -1} // the writer makes it
 	return t
@@ -87,6 +128,9 @@ func cleanPath(name string) (clean string, err error) {
 		return "", errors.New("name has a NUL")
 	case path.IsAbs(name):
 		return "", errors.New("absolute path")
+	}
+	if strings.Count(name, "/") > maxDepth {
+		return "", fmt.Errorf("path has more than %d directories", maxDepth)
 	}
 	for c := range strings.SplitSeq(name, "/") {
 		if c == ".." {
@@ -209,21 +253,28 @@ func (t *tree) put(at place, n *node) (parents []implied, err error) {
 }
 
 func (t *tree) add(dir *node, name string, n *node) error {
-	if t.names += int64(len(name)); t.names > maxNames {
-		return fmt.Errorf("archive has more than %d bytes of names", int64(maxNames))
+	cost := fileCost
+	if n.children != nil {
+		cost = dirCost
+	}
+	if err := t.take(cost + len(name)); err != nil {
+		return err
 	}
 	if n.children != nil {
 		if dir.links++; dir.links > maxLinks-2 {
 			return fmt.Errorf("its directory has more than %d directories", maxLinks-2)
 		}
 	}
-	dir.children[name] = n
+	dir.children[strings.Clone(name)] = n // which would keep the whole path, or header
 	return nil
 }
 
 // invalid is the refusal of an entry.
 func invalid(entry string, err error) error {
 	e := api.Errorf(api.CodeInvalid, "entry %s: %w", quote(entry), err)
+	if errors.Is(err, errMemory) {
+		return e.WithHint(limited, "max_memory")
+	}
 	if errors.Is(err, errTwice) {
 		return e.WithHint("an archive made with tar --append: unpack it with tar -x, as root, and import the tar -c of the result")
 	}

@@ -42,7 +42,7 @@ func copyXattrs(to, from map[string]string) (taken int, err error) {
 			return 0, fmt.Errorf("extended attribute %s: the attributes of a file have no more than %d bytes", quote(name), blockXattrs)
 		}
 		taken += size
-		to[key] = from[key]
+		to[strings.Clone(key)] = strings.Clone(from[key]) // which would keep the whole header
 	}
 	return taken, nil
 }

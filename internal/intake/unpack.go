@@ -18,9 +18,9 @@ import (
 	"banger/api"
 )
 
-// maxMemory, which gzip and lz4 never reach, bounds the window of zstd and the dictionary of xz, in bytes. It suffices
-// for what `xz -9` (64 MiB) and `zstd --long` (128 MiB) make.
-const maxMemory = 128 << 20
+// maxMemory, which gzip and lz4 never reach, bounds the window of zstd and the dictionary
+// of xz, in bytes. It suffices for what `xz -7` (16 MiB) and `zstd -19` (8 MiB) make.
+const maxMemory = 16 << 20
 
 const bufferSize = 256 << 10
 
@@ -79,7 +79,7 @@ func open(r io.Reader, format Format) (io.ReadCloser, error) {
 	case Gzip:
 		return gzip.NewReader(r)
 	case Zstd:
-		z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxMemory), zstd.WithDecoderMaxWindow(maxMemory), zstd.WithDecoderConcurrency(1))
+		z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxMemory), zstd.WithDecoderMaxWindow(maxMemory), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, err
 		}
@@ -111,7 +111,7 @@ func explain(format Format, err error) error {
 	switch {
 	case errors.Is(err, xz.ErrMemlimit) || errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return api.Errorf(api.CodeInvalid, "its %s stream needs more than %d MiB of memory to unpack", format, maxMemory>>20).
-			WithHint("compress it with a smaller dictionary, as xz -9 and zstd -19 do")
+			WithHint("compress it with a smaller dictionary, as xz -7 and zstd -19 do")
 	case errors.Is(err, xz.ErrBuf):
 		return fmt.Errorf("%s: %w", format, io.ErrUnexpectedEOF)
 	case err == io.EOF: // within a header

@@ -44,8 +44,8 @@ func TestFormats(t *testing.T) {
 	}{
 		{Gzip, []string{"gzip", "-9"}},
 		{Zstd, []string{"zstd", "-q"}},
-		{Zstd, []string{"zstd", "-q", "--long=27"}},
-		{XZ, []string{"xz", "-9"}},
+		{Zstd, []string{"zstd", "-q", "--long=24"}},
+		{XZ, []string{"xz", "-7"}},
 		{XZ, []string{"xz", "--check=crc32", "--x86", "--lzma2=dict=1MiB"}}, // as the kernel's build does
 		{XZ, []string{"xz", "--check=sha256", "--block-size=100000"}},
 	} {
@@ -96,7 +96,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		"zstd, 2 GiB":  []byte("\x28\xb5\x2f\xfd\x00\xa8\x01\x00\x00"),
 		"zstd, 3.8 TB": []byte("\x28\xb5\x2f\xfd\x00\xff\x01\x00\x00"),
 	} {
-		if _, _, err := unpack(data); api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), "128 MiB") {
+		if _, _, err := unpack(data); api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), "16 MiB") {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
