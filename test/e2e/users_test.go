@@ -54,6 +54,10 @@ func TestUsers(t *testing.T) {
 	if r := as(t, h, program, one, gid, "vm", "create", "--name", "theirs"); r.Exit != 0 {
 		t.Fatalf("a member of the group makes a VM: %s", r.Stderr)
 	}
+	mine := filepath.Join(filepath.Dir(program), "mine.tar")
+	if err := os.WriteFile(mine, []byte(archiveOf(t, map[string]string{"bin/mine": "mine"})), 0o644); err != nil {
+		t.Fatal(err)
+	}
 	for _, test := range []struct {
 		uid  uint32
 		args []string
@@ -72,7 +76,26 @@ func TestUsers(t *testing.T) {
 		{other, []string{"image", "show", "debian"}, ""},
 		{other, []string{"image", "rm", "debian"}, api.CodePermissionDenied},
 		{other, []string{"kernel", "rm", kernel}, api.CodePermissionDenied},
+		{other, []string{"kernel", "default", kernel}, api.CodePermissionDenied},
 		{other, []string{"system", "stop"}, api.CodePermissionDenied},
+		// An image of one user is nobody else's, but for root.
+		{one, []string{"image", "import", "mine", mine}, ""},
+		{one, []string{"image", "tag", "debian", "base"}, ""},
+		{other, []string{"image", "show", "mine"}, api.CodeNotFound},
+		{other, []string{"image", "history", "mine@54321"}, api.CodeNotFound},
+		{other, []string{"image", "export", "mine", "-"}, api.CodeNotFound},
+		{other, []string{"image", "tag", "mine", "stolen"}, api.CodeNotFound},
+		{other, []string{"image", "rm", "mine"}, api.CodeNotFound},
+		{other, []string{"vm", "create", "--pull", "never", "--image", "mine"}, api.CodeNotFound},
+		{other, []string{"vm", "create", "--pull", "never", "--image", "base"}, api.CodeNotFound},
+		{other, []string{"image", "prune", "--all", "--force"}, ""},
+		{one, []string{"image", "export", "mine", "-"}, ""},
+		{one, []string{"vm", "create", "--pull", "never", "--image", "mine", "--name", "of-mine"}, ""},
+		{one, []string{"vm", "delete", "of-mine"}, ""},
+		{0, []string{"image", "history", "mine@54321"}, ""},
+		{one, []string{"image", "prune", "--all", "--force"}, ""},
+		{one, []string{"image", "show", "mine"}, api.CodeNotFound},
+		{one, []string{"image", "show", "debian"}, ""},
 	} {
 		want := 0
 		if test.code != "" {
