@@ -240,12 +240,14 @@ func (s *Service) wake(ctx context.Context, o *owner, rec Record, watch *stopwat
 		return nil, errors.Join(err, inst.Close())
 	}
 	b := booted{inst: inst, engine: s.driver.Name() + "/" + info.Accel, spec: spec, disks: m.Disks, cgroup: m.Cgroup}
+	dropped := make(chan error, 1) // while the guest is waited for
+	go func() { dropped <- s.dropSnapshots(rec.ID) }()
 	if b.conn, b.health, err = s.connectWithin(ctx, wakePatience, inst, rec); err != nil { // it is not ended for that: nobody could have its memory again
 		s.log.Warn("a VM that was suspended runs, and its agent does not answer", "vm", rec.Name, "err", err)
 	}
 	watch.lap("agent")
 	b.steps = watch.steps
-	if err := s.dropSnapshots(rec.ID); err != nil {
+	if err := <-dropped; err != nil {
 		s.log.Error("remove the snapshot of a VM that runs", "vm", rec.Name, "err", err) // tried again before the next one
 	}
 	return s.newLive(b, rec), nil
