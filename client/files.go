@@ -1,6 +1,7 @@
 package client
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"io"
@@ -60,11 +61,15 @@ func (a *trailed) Read(p []byte) (int, error) {
 
 func (a *trailed) Close() error { return a.resp.Body.Close() }
 
+// pieces is how much of an archive is sent at once.
+const pieces = 128 << 10
+
 // WriteFiles extracts the tar archive r, which is read to its end, in a directory
 // of a running VM. What was extracted before an error stays; a file is there under
 // its name only when it is complete.
 func (c *Client) WriteFiles(ctx context.Context, ref string, q api.WriteFiles, r io.Reader) error {
-	return c.call(ctx, request{method: http.MethodPut, path: []string{"vms", ref, "files"}, query: q.Values(), body: io.NopCloser(r),
+	body := io.NopCloser(bufio.NewReaderSize(r, pieces)) // left alone, net/http takes 32 KiB at a time
+	return c.call(ctx, request{method: http.MethodPut, path: []string{"vms", ref, "files"}, query: q.Values(), body: body,
 		header: http.Header{"Content-Type": {"application/x-tar"}, "Expect": {"100-continue"}}}, nil, nil)
 }
 

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -17,7 +18,7 @@ import (
 // could not complete ends with an error and not with io.EOF; io.ErrUnexpectedEOF is in
 // its chain where the connection broke. What is in it is for who reads it to check.
 func (c *Conn) ReadFiles(ctx context.Context, q api.ReadFiles) (io.ReadCloser, error) {
-	resp, err := c.files(ctx, "read "+q.Path, http.MethodGet, "/files?"+q.Values().Encode(), nil)
+	resp, err := c.files(ctx, c.bulk, "read "+q.Path, http.MethodGet, "/files?"+q.Values().Encode(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -36,11 +37,17 @@ func (c *Conn) ReadLayer(ctx context.Context) (io.ReadCloser, error) {
 
 // WriteFiles has the agent extract the tar archive r.
 func (c *Conn) WriteFiles(ctx context.Context, q api.WriteFiles, r io.Reader) error {
-	resp, err := c.files(ctx, "write to "+q.Path, http.MethodPut, "/files?"+q.Values().Encode(), r)
+	resp, err := c.files(ctx, c.bulk, "write to "+q.Path, http.MethodPut, "/files?"+q.Values().Encode(), chunked(r))
 	if err != nil {
 		return err
 	}
 	return resp.Body.Close()
+}
+
+// chunked makes a body of r, which stays open, that net/http sends in pieces which, with
+// what it puts around each, fit into bulkBuffer. Left alone, it takes 32 KiB at a time.
+func chunked(r io.Reader) io.Reader {
+	return io.NopCloser(bufio.NewReaderSize(r, bulkBuffer-64))
 }
 
 // Stat has the agent look at a path.
@@ -62,7 +69,7 @@ func (c *Conn) Stat(ctx context.Context, path string, follow bool) (api.File, er
 func (c *Conn) ask(ctx context.Context, what, path string, out any) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := c.files(ctx, what, http.MethodGet, path, nil)
+	resp, err := c.files(ctx, c.transport, what, http.MethodGet, path, nil)
 	if err != nil {
 		return err
 	}
@@ -79,15 +86,12 @@ func (c *Conn) ask(ctx context.Context, what, path string, out any) error {
 
 // files makes a request to a route whose errors are api.Errors. It returns an answer
 // of success; its body must be closed.
-func (c *Conn) files(ctx context.Context, what, method, path string, body io.Reader) (*http.Response, error) {
-	if body != nil {
-		body = io.NopCloser(body) // the transport closes what it can
-	}
+func (c *Conn) files(ctx context.Context, transport *http.Transport, what, method, path string, body io.Reader) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, "http://agent"+path, body)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", what, err)
 	}
-	resp, err := c.transport.RoundTrip(req)
+	resp, err := transport.RoundTrip(req)
 	if coded, ok := errors.AsType[*api.Error](err); ok {
 		return nil, coded // of the body's reader
 	}

@@ -42,11 +42,15 @@ const (
 	maxBody        = 64 << 10
 	maxMessage     = 1 << 10
 	maxAnswer      = 4 << 20
+	// bulkBuffer is how much of an archive goes into the channel at once: there each
+	// piece costs the guest a wake-up.
+	bulkBuffer = 128 << 10
 )
 
 // Conn is a connection to an agent. Its methods may be called concurrently.
 type Conn struct {
 	transport *http.Transport
+	bulk      *http.Transport // for archives
 	session   *yamux.Session // nil for streams
 	raw       net.Conn
 	done      chan struct{}
@@ -76,6 +80,9 @@ func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, e
 		DisableCompression:     true,
 		IdleConnTimeout:        time.Minute,
 	}
+	c.bulk = c.transport.Clone()
+	c.bulk.DisableKeepAlives = true // a connection that waits would keep its buffers
+	c.bulk.ReadBufferSize, c.bulk.WriteBufferSize = bulkBuffer, bulkBuffer
 	if kind == Serial {
 		if err := c.startSession(ctx, dial, sync); err != nil {
 			return nil, err
