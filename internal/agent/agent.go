@@ -8,7 +8,8 @@
 // (session.go, command.go), an ssh server (ssh.go and its siblings) and streams to
 // the guest's ports (stream.go). As an sftp server it serves one ssh session, with
 // that session's user as its own (sftp.go). And it is the modprobe that the kernel
-// calls in images without one (modprobe.go).
+// calls in images without one (modprobe.go), and, where an image has no rsync, the one
+// that runs the host's (borrow.go).
 //
 // The upper disk, of which the overlay of the root is made, stays mounted at
 // /run/initramfs/banger/upper, where the guest's root can see it: it is the guest's
@@ -71,6 +72,8 @@ func Main() {
 		if err = serveSFTP(); err == nil {
 			return
 		}
+	case filepath.Base(os.Args[0]) == roleRsync:
+		err = runBorrowed(os.Args[1:])
 	case filepath.Base(os.Args[0]) == roleModprobe:
 		if err = modprobe(os.Args[1:]); err == nil {
 			return

@@ -51,6 +51,8 @@ func Handler(poweroff func(patience time.Duration)) http.Handler {
 	})
 	mux.HandleFunc("GET /exec", ss.serve)
 	mux.HandleFunc("GET /ssh", sshd.serve)
+	mux.HandleFunc("GET /wants", sshd.lenders.serveWants)
+	mux.HandleFunc("PUT /lent", sshd.lenders.serveLent)
 	mux.HandleFunc("GET /tcp", tcp)
 	fileRoutes(mux)
 	mux.HandleFunc("GET /stats", stats)

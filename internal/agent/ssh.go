@@ -34,6 +34,7 @@ const (
 type sshServer struct {
 	image               *image
 	hostConns, tcpConns chan struct{} // a token for each connection
+	lenders             *borrower
 
 	mu      sync.Mutex
 	hostKey ssh.Signer
@@ -43,7 +44,7 @@ type sshServer struct {
 }
 
 func newSSHServer(img *image) *sshServer {
-	return &sshServer{image: img, hostConns: make(chan struct{}, maxSSHConns), tcpConns: make(chan struct{}, maxSSHConns)}
+	return &sshServer{image: img, hostConns: make(chan struct{}, maxSSHConns), tcpConns: make(chan struct{}, maxSSHConns), lenders: newBorrower()}
 }
 
 // configure replaces host key and authorised keys, for connections to come.
@@ -144,7 +145,7 @@ func (s *sshServer) handle(conn net.Conn, tokens chan struct{}) {
 	if err != nil || conn.SetDeadline(time.Time{}) != nil {
 		return // who does not get in is told so by the protocol
 	}
-	c := newSSHConn(client, s.image)
+	c := newSSHConn(client, s.image, s.lenders)
 	go c.keepAlive()
 	go c.answer(requests)
 	for channel := range channels {

@@ -22,13 +22,14 @@ type sshConn struct {
 	ctx      context.Context
 	cancel   context.CancelFunc
 	channels chan struct{} // a token for each channel
+	lenders  *borrower
 
 	mu       sync.Mutex
 	forwards map[string][]net.Listener // by the address that the client asked for; nil at the end
 }
 
-func newSSHConn(conn *ssh.ServerConn, img *image) *sshConn {
-	c := &sshConn{ServerConn: conn, image: img, channels: make(chan struct{}, maxSSHChannels), forwards: map[string][]net.Listener{}}
+func newSSHConn(conn *ssh.ServerConn, img *image, lenders *borrower) *sshConn {
+	c := &sshConn{ServerConn: conn, image: img, lenders: lenders, channels: make(chan struct{}, maxSSHChannels), forwards: map[string][]net.Listener{}}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
 }

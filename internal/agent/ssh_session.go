@@ -133,23 +133,48 @@ func addressWords(address net.Addr) string {
 // command is a command line as sshd runs it: by the user's shell. Where the image
 // has none, a line of plain words is run without one.
 func (s *sshSession) command(u user, line string) (*exec.Cmd, error) {
+	spec, err := s.conn.lenders.withRsync(s.spec(nil), line)
+	if err != nil {
+		return nil, err
+	}
 	shell, err := loginShell(u)
 	if err == nil {
-		return newCommand(s.spec([]string{shell, "-c", line}), u)
+		spec.Command = []string{shell, "-c", line}
+		return newCommand(spec, u)
 	}
 	words, ok := plainWords(line)
 	if !ok {
 		return nil, fmt.Errorf("%w, which this command needs: it is more than plain words", err)
 	}
-	return newCommand(s.spec(words), u)
+	spec.Command = words
+	return newCommand(spec, u)
 }
 
-// plainWords splits a line of which a shell would make nothing but words.
+// plainWords splits a line of which a shell would make nothing but words; in them, a
+// backslash takes its meaning from any character.
 func plainWords(line string) ([]string, bool) {
-	if strings.ContainsAny(line, "\"'\\$`|&;<>()*?[]{}~#!\n\x00") {
-		return nil, false
+	var words []string
+	var word []byte
+	end := func() {
+		if word != nil {
+			words = append(words, string(word))
+		}
+		word = nil
 	}
-	words := strings.Fields(line)
+	for i := 0; i < len(line); i++ {
+		switch c := line[i]; {
+		case c == '\\' && i+1 < len(line) && line[i+1] != '\n':
+			i++
+			word = append(word, line[i])
+		case strings.IndexByte("\"'\\$`|&;<>()*?[]{}~#!\n\x00", c) >= 0:
+			return nil, false
+		case c == ' ' || c == '\t':
+			end()
+		default:
+			word = append(word, c)
+		}
+	}
+	end()
 	return words, len(words) > 0 && !strings.Contains(words[0], "=")
 }
 

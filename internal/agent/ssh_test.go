@@ -333,6 +333,7 @@ func TestPlainWords(t *testing.T) {
 	for line, want := range map[string]string{
 		"ls -l  /tmp": "ls|-l|/tmp", "/bin/true": "/bin/true", "a --b=c": "a|--b=c",
 		"": "", "  ": "", "a | b": "", "a > b": "", "echo $HOME": "", "'a b'": "", "a;b": "", "A=b c": "", "ls *": "", "a\nb": "",
+		`a b\ c \*\\`: `a|b c|*\`, `a \`: "", "a \\\nb": "", `a \$x y`: "a|$x|y",
 	} {
 		words, ok := plainWords(line)
 		if got := strings.Join(words, "|"); ok != (want != "") || ok && got != want {

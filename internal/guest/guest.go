@@ -51,7 +51,7 @@ const (
 type Conn struct {
 	transport *http.Transport
 	bulk      *http.Transport // for archives
-	session   *yamux.Session // nil for streams
+	session   *yamux.Session  // nil for streams
 	raw       net.Conn
 	done      chan struct{}
 	once      sync.Once

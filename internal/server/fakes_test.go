@@ -181,6 +181,8 @@ func (v *vms) Agent(_ context.Context, caller uint32, ref string) (http.RoundTri
 	return v.agent, err
 }
 
+func (*vms) Lend(context.Context, uint32, string) {}
+
 func (v *vms) AuthorizeSSH(_ context.Context, caller uint32, ref, key string) (api.SSHAccess, error) {
 	vm, err := v.find(caller, ref)
 	v.note("authorize " + key)

@@ -48,6 +48,7 @@ type VMs interface {
 	Logs(ctx context.Context, caller uint32, ref string, q api.ReadLogs) (io.ReadCloser, error)
 	Lease(ctx context.Context, caller uint32, ref string) (release func(), err error)
 	Agent(ctx context.Context, caller uint32, ref string) (http.RoundTripper, error)
+	Lend(ctx context.Context, caller uint32, ref string)
 	Stat(ctx context.Context, caller uint32, ref, path string, follow bool) (api.File, error)
 	ReadFiles(ctx context.Context, caller uint32, ref string, q api.ReadFiles) (io.ReadCloser, error)
 	WriteFiles(ctx context.Context, caller uint32, ref string, q api.WriteFiles, r io.Reader) error

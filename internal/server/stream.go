@@ -244,7 +244,12 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 	s.proxy(w, r, "exec in", "/exec", "websocket")
 }
+
+// ssh has the sessions borrow what they lack of the host meanwhile.
 func (s *server) ssh(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := streaming(r)
+	defer cancel()
+	go s.VMs.Lend(ctx, caller(ctx), r.PathValue("vm"))
 	s.proxy(w, r, "ssh to", "/ssh", api.UpgradeStream)
 }
 

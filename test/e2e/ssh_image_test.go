@@ -4,6 +4,8 @@ import (
 	"archive/tar"
 	"bytes"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -49,6 +51,32 @@ func TestSSHWithoutShell(t *testing.T) {
 			t.Errorf("%q: exit status %d, want 127 and the reason\n%s", line, r.Exit, r.Stderr)
 		}
 	}
+	rsyncWithoutShell(t, h)
 	h.Must(t, "vm", "delete", "--force", "tiny")
 	nothingLeft(t, h)
+}
+
+// rsyncWithoutShell copies to and from a VM that has no rsync, no libraries, and no shell
+// to start one.
+func rsyncWithoutShell(t *testing.T, h *hosttest.Host) {
+	t.Helper()
+	if _, err := exec.LookPath("rsync"); err != nil {
+		t.Fatalf("%v: run make test, which installs it", err)
+	}
+	dir := t.TempDir()
+	config, from, back := filepath.Join(dir, "config"), filepath.Join(dir, "a file"), filepath.Join(dir, "back")
+	for name, text := range map[string]string{config: h.Must(t, "vm", "ssh-config", "tiny"), from: "content"} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, args := range [][]string{{from, "tiny.vm:/root/"}, {"tiny.vm:/root/a file", back}} {
+		r := hosttest.Run(t, exec.CommandContext(t.Context(), "rsync", append([]string{"-a", "-e", "ssh -F " + config}, args...)...), "")
+		if r.Exit != 0 {
+			t.Fatalf("rsync %q: exit status %d\n%s", args, r.Exit, r.Stderr)
+		}
+	}
+	if text, err := os.ReadFile(back); err != nil || string(text) != "content" {
+		t.Errorf("%q came back (%v)", text, err)
+	}
 }

@@ -101,7 +101,10 @@ func (h *sshHost) anotherUser(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(h.dir, "secret")); err == nil {
 		t.Error("dev has read a file of root's by sftp")
 	}
-	if got := h.must(t, "--", "stat -c %U /home/dev/mine; test -e /etc/mine || echo none"); got != "dev\nnone" {
+	if r := h.tool(t, "", "rsync", "-a", "-e", "ssh -F "+config, filepath.Join(h.dir, "mine"), "s.vm:by-rsync"); r.Exit != 0 {
+		t.Errorf("rsync as dev: exit status %d\n%s", r.Exit, r.Stderr)
+	}
+	if got := h.must(t, "--", "stat -c %U /home/dev/mine /home/dev/by-rsync; test -e /etc/mine || echo none"); got != "dev\ndev\nnone" {
 		t.Errorf("what dev has put: %q", got)
 	}
 	if r := h.ssh(t, "-l", "dev", "-R", "80:localhost:1", "-o", "ExitOnForwardFailure=yes", "--", "true"); r.Exit != sshFailed {

@@ -235,22 +235,13 @@ func (h *sshHost) sftp(t *testing.T) {
 	}
 }
 
-// rsync needs rsync in the VM, which the image lacks: the host's own, which is of
-// the same distribution, with its libraries.
+// rsync finds an rsync at the other end although the image has none: the host's own.
 func (h *sshHost) rsync(t *testing.T) {
-	script := `set -e
-mkdir -p rsync/opt/rsync rsync/usr/local/bin
-cp -L "$(command -v rsync)" rsync/opt/rsync/
-ldd "$(command -v rsync)" | awk '$3 ~ "^/" && $1 !~ "^libc[.]" { print $3 }' | xargs -I{} cp -L {} rsync/opt/rsync/
-printf '#!/bin/sh\nLD_LIBRARY_PATH=/opt/rsync exec /opt/rsync/rsync "$@"\n' >rsync/usr/local/bin/rsync
-chmod +x rsync/usr/local/bin/rsync
-tar -C rsync -c . | ssh -F config s.vm 'tar -xC / --no-same-owner && rsync --version >/dev/null'`
-	cmd := exec.CommandContext(t.Context(), "sh", "-c", script)
-	cmd.Dir = h.dir
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("bring rsync into the VM: %v\n%s", err, out)
+	if where := h.must(t, "--", "command -v rsync || echo none"); where != "none" {
+		t.Fatalf("the image has an rsync of its own: %s", where)
 	}
 	from, back := filepath.Join(h.dir, "tree"), filepath.Join(h.dir, "rsynced")
+	h.write(t, "tree/it's $(a) *name", []byte("awkward"))
 	shell := "ssh -F " + h.config
 	for _, args := range [][]string{{from + "/", "s.vm:/tmp/rsynced/"}, {"s.vm:/tmp/rsynced/", back}} {
 		if r := h.tool(t, "", "rsync", append([]string{"-a", "--delete", "-e", shell}, args...)...); r.Exit != 0 {
@@ -258,6 +249,12 @@ tar -C rsync -c . | ssh -F config s.vm 'tar -xC / --no-same-owner && rsync --ver
 		}
 	}
 	h.sameTree(t, from, back)
+	// An image's own counts.
+	h.must(t, "--", `printf '#!/bin/sh\necho its own >&2; exit 9\n' >/usr/local/bin/rsync && chmod +x /usr/local/bin/rsync`)
+	if r := h.tool(t, "", "rsync", "-a", "-e", shell, from+"/", "s.vm:/tmp/own/"); r.Exit == 0 || !strings.Contains(r.Stderr, "its own") {
+		t.Errorf("with an rsync in the image: exit status %d\n%s", r.Exit, r.Stderr)
+	}
+	h.must(t, "--", "rm /usr/local/bin/rsync")
 }
 
 // proxy is connected to something that is no ssh client.

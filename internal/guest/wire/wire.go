@@ -86,6 +86,25 @@ type PowerOff struct {
 	Patience time.Duration `json:"patience,omitempty"` // how long the host waits before it kills the VM
 }
 
+// ProgramRsync is the program of the host's that the agent may ask for.
+const ProgramRsync = "rsync"
+
+// Want is a line of the answer to GET /wants, which goes on as long as the request: the
+// guest asks for a program of the host's. The host sends it with PUT /lent, as a tar
+// archive (see LentProgram), or the Error that keeps it from that.
+type Want struct {
+	Program string `json:"program"`
+}
+
+// The names in the archive of a program that is lent. One that is linked statically is
+// LentProgram alone; any other is run as `LentLoader --library-path LentLibraries
+// LentProgram ARGUMENTS`.
+const (
+	LentProgram   = "program"
+	LentLoader    = "loader"
+	LentLibraries = "lib"
+)
+
 // Error is the body of an answer with a status of 400 or more.
 type Error struct {
 	Message string `json:"message"`
