@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -195,13 +196,14 @@ func (b *borrower) withRsync(spec api.ExecSpec, line string) (api.ExecSpec, erro
 	if !callsRsync(line) {
 		return spec, nil
 	}
-	if _, err := lookPath(roleRsync, "/", []string{"PATH=" + defaultPath}); err == nil {
+	list := cmp.Or(pathOf(spec.Env), defaultPath)
+	if _, err := lookPath(roleRsync, "/", []string{"PATH=" + list}); err == nil {
 		return spec, nil
 	}
 	if err := b.borrow(); err != nil {
 		return spec, err
 	}
-	spec.Env = append(spec.Env, "PATH="+defaultPath+":"+borrowedBin)
+	spec.Env = append(spec.Env, "PATH="+list+":"+borrowedBin)
 	return spec, nil
 }
 

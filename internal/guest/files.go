@@ -28,7 +28,7 @@ func (c *Conn) ReadFiles(ctx context.Context, q api.ReadFiles) (io.ReadCloser, e
 // ReadLayer is ReadFiles for what the root has that its image does not, as a layer of an
 // image.
 func (c *Conn) ReadLayer(ctx context.Context) (io.ReadCloser, error) {
-	resp, err := c.files(ctx, "read layer", http.MethodGet, "/layer", nil)
+	resp, err := c.files(ctx, c.bulk, "read layer", http.MethodGet, "/layer", nil)
 	if err != nil {
 		return nil, err
 	}
