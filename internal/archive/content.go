@@ -29,7 +29,7 @@ func (x *extractor) regular(h *tar.Header, base string, content io.Reader) error
 	if h.Size > int64(len(x.buf)) || x.o.Owners && slices.ContainsFunc(slices.Collect(maps.Keys(h.PAXRecords)), isXattr) {
 		return x.replace(base, func(part string) error { return x.file(h, part, content) })
 	}
-	small := linux.NewFile{Mode: Mode(x.mode(h)), Owned: x.o.Owners, Owner: h.Uid, Group: h.Gid, Content: x.buf[:h.Size], Modified: h.ModTime}
+	small := linux.NewFile{Mode: Mode(x.mode(h)), Mask: x.mask, Owned: x.o.Owners, Owner: h.Uid, Group: h.Gid, Content: x.buf[:h.Size], Modified: h.ModTime}
 	if _, err := io.ReadFull(content, small.Content); err != nil {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF

@@ -111,7 +111,8 @@ type extractor struct {
 	dir     string
 	in      *os.Root
 	inFile  *os.File
-	aliased bool // in is root itself
+	mask    uint32 // linux.CreateMask of it
+	aliased bool   // in is root itself
 }
 
 // dirEntry is a directory whose mode and date are set at the end: what is put into
@@ -277,6 +278,9 @@ func (x *extractor) enter(dir string) error {
 	x.dir, x.in, x.aliased = dir, in, dir == "."
 	var err error
 	x.inFile, err = in.Open(".")
+	if err == nil {
+		x.mask = linux.CreateMask(x.inFile)
+	}
 	return err
 }
 

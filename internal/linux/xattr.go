@@ -14,8 +14,12 @@ import (
 // Xattrs returns the extended attributes of a file, not of what it links to; none
 // where the file system has none. See xattr(7).
 func Xattrs(path string) (map[string]string, error) {
-	names := make([]byte, 64<<10) // XATTR_LIST_MAX
-	n, err := unix.Llistxattr(path, names)
+	n, err := unix.Llistxattr(path, nil) // most files have none
+	var names []byte
+	if err == nil && n > 0 {
+		names = make([]byte, 64<<10) // XATTR_LIST_MAX
+		n, err = unix.Llistxattr(path, names)
+	}
 	if errors.Is(err, unix.ENOTSUP) || err == nil && n == 0 {
 		return nil, nil
 	}
