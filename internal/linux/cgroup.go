@@ -73,7 +73,7 @@ func RemoveCgroup(ctx context.Context, dir string) error {
 	if err != nil {
 		return fmt.Errorf("kill cgroup %s: %w", dir, err)
 	}
-	for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 5*time.Millisecond) { // somebody waits for each deletion
 		events, err := os.ReadFile(filepath.Join(dir, "cgroup.events"))
 		if err != nil {
 			return fmt.Errorf("watch cgroup %s: %w", dir, err)
