@@ -39,9 +39,12 @@ const (
 
 const (
 	requestTimeout = 10 * time.Second
-	maxBody        = 64 << 10
-	maxMessage     = 1 << 10
-	maxAnswer      = 4 << 20
+	// configureTimeout bounds what may take a slow guest on a busy host long: file systems
+	// that grow, a network that is set up.
+	configureTimeout = time.Minute
+	maxBody          = 64 << 10
+	maxMessage       = 1 << 10
+	maxAnswer        = 4 << 20
 	// bulkBuffer is how much of an archive goes into the channel at once: there each
 	// piece costs the guest a wake-up.
 	bulkBuffer = 128 << 10
@@ -81,7 +84,7 @@ func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, e
 		IdleConnTimeout:        time.Minute,
 	}
 	c.bulk = c.transport.Clone()
-	c.bulk.DisableKeepAlives = true // a connection that waits would keep its buffers
+	c.bulk.MaxIdleConnsPerHost = -1 // a connection that waits would keep its buffers
 	c.bulk.ReadBufferSize, c.bulk.WriteBufferSize = bulkBuffer, bulkBuffer
 	if kind == Serial {
 		if err := c.startSession(ctx, dial, sync); err != nil {
@@ -152,7 +155,7 @@ func plain(s string, n int) string {
 
 // Configure tells the agent the guest's name, time and the like.
 func (c *Conn) Configure(ctx context.Context, cfg wire.Configure) error {
-	return c.do(ctx, "configure guest", http.MethodPost, "/configure", cfg, nil)
+	return c.doWithin(ctx, configureTimeout, "configure guest", http.MethodPost, "/configure", cfg, nil)
 }
 
 // PowerOff asks the agent to power the guest off, and to be done before the deadline
@@ -187,7 +190,11 @@ func (c *Conn) Close() {
 }
 
 func (c *Conn) do(ctx context.Context, what, method, path string, in, out any) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	return c.doWithin(ctx, requestTimeout, what, method, path, in, out)
+}
+
+func (c *Conn) doWithin(ctx context.Context, timeout time.Duration, what, method, path string, in, out any) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	var body io.Reader
 	if in != nil {

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,7 +26,15 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func serve(t *testing.T, handler http.Handler) Dialer {
 	t.Helper()
 	host, port := net.Pipe()
-	server := &http.Server{Handler: handler}
+	var conns sync.WaitGroup
+	server := &http.Server{Handler: handler, ConnState: func(_ net.Conn, state http.ConnState) {
+		switch state {
+		case http.StateNew:
+			conns.Add(1)
+		case http.StateClosed, http.StateHijacked:
+			conns.Done()
+		}
+	}}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -34,6 +43,7 @@ func serve(t *testing.T, handler http.Handler) Dialer {
 	t.Cleanup(func() {
 		_ = server.Close()
 		<-done
+		conns.Wait() // half a second for one whose request was not read to its end
 	})
 	return func(context.Context) (net.Conn, error) { return host, nil }
 }
