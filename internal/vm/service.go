@@ -320,6 +320,9 @@ func (s *Service) Create(ctx context.Context, caller uint32, req api.CreateVM) (
 			if derr := s.destroyNow(context.WithoutCancel(ctx), o); derr != nil && api.CodeOf(derr) != api.CodeNotFound {
 				err = errors.Join(err, derr)
 			}
+			if e := api.AsError(err); e.Code == api.CodeGuest { // advice to look at the VM is of no use any more
+				err = e.WithHint("the VM is removed again; what banger vm create makes and banger vm start starts keeps its console")
+			}
 		}
 		return err
 	})
