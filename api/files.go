@@ -48,6 +48,26 @@ type WriteFiles struct {
 	Archive bool   `query:"archive" doc:"Keep owners (by number), setuid and setgid bits and extended attributes; otherwise everything belongs to root and has none of these."`
 }
 
+// ImportImage says how an image of an archive gets its name.
+type ImportImage struct {
+	Replace bool `query:"replace" doc:"Take the name from an image of the caller's that has it; otherwise that is an error, already_exists."`
+}
+
+// Values returns i as the query of a URL.
+func (i ImportImage) Values() url.Values {
+	if !i.Replace {
+		return nil
+	}
+	return url.Values{"replace": {"true"}}
+}
+
+// ParseImportImage is the inverse of Values; an error is an *Error.
+func ParseImportImage(v url.Values) (ImportImage, error) {
+	q := query{values: v}
+	i := ImportImage{Replace: q.flag("replace")}
+	return i, q.result()
+}
+
 // Values returns r as the query of a URL.
 func (r ReadFiles) Values() url.Values {
 	return values(r.Path, r.Name, map[string]bool{"follow": r.Follow, "one_file_system": r.OneFileSystem})

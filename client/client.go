@@ -217,9 +217,9 @@ func get[T any](ctx context.Context, c *Client, path ...string) (T, error) {
 
 // upload sends a stream, with its length where it has a method Len that tells, as
 // bytes.Reader does. The daemon may refuse it before it is sent.
-func upload[T any](ctx context.Context, c *Client, body io.Reader, path ...string) (T, error) {
+func upload[T any](ctx context.Context, c *Client, body io.Reader, query url.Values, path ...string) (T, error) {
 	var out T
-	r := request{method: http.MethodPut, path: path, body: io.NopCloser(body),
+	r := request{method: http.MethodPut, path: path, query: query, body: io.NopCloser(body),
 		header: http.Header{"Content-Type": {"application/octet-stream"}, "Expect": {"100-continue"}}}
 	if l, ok := body.(interface{ Len() int }); ok {
 		r.length = int64(l.Len())

@@ -140,7 +140,12 @@ func (c *Client) Image(ctx context.Context, name string) (api.Image, error) {
 // ImportImage makes an image from a tar archive, plain or compressed with gzip,
 // zstd or xz, which it reads from r to its end.
 func (c *Client) ImportImage(ctx context.Context, name string, r io.Reader) (api.Image, error) {
-	return upload[api.Image](ctx, c, r, "images", name)
+	return upload[api.Image](ctx, c, r, nil, "images", name)
+}
+
+// ReplaceImage is ImportImage, but an image of the caller's that has the name loses it.
+func (c *Client) ReplaceImage(ctx context.Context, name string, r io.Reader) (api.Image, error) {
+	return upload[api.Image](ctx, c, r, api.ImportImage{Replace: true}.Values(), "images", name)
 }
 
 // PullImage gets an image from a registry. The result of the operation is its name.
@@ -201,7 +206,7 @@ func (c *Client) PullKernel(ctx context.Context) (api.Operation, error) {
 // ImportKernel makes a kernel from a .deb package of one, from what make tar-pkg makes, or
 // from an image that carries its configuration. Only root may do that.
 func (c *Client) ImportKernel(ctx context.Context, name string, r io.Reader) (api.Kernel, error) {
-	return upload[api.Kernel](ctx, c, r, "kernels", name)
+	return upload[api.Kernel](ctx, c, r, nil, "kernels", name)
 }
 
 // OfferedKernel says which kernel PullKernel would get.

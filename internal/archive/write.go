@@ -29,6 +29,10 @@ type WriteOptions struct {
 	OneFileSystem bool   // leave out what is in other file systems, as tar(1) does
 	Xattrs        bool
 	Layer         bool // the tree is an overlay's upper directory: write it as a layer of an OCI image
+
+	// Skip says of what is below the tree, by its path relative to it, whether to leave
+	// it out, a directory with all that is in it. It may be nil.
+	Skip func(name string, directory bool) (bool, error)
 }
 
 // Write writes the file or tree at path to w as a tar archive, with modes, owners
@@ -54,7 +58,7 @@ func Write(w io.Writer, path string, o WriteOptions) error {
 			o.Name = "."
 		}
 	}
-	t := &writer{tar: tar.NewWriter(w), o: o, links: map[inode]string{}, device: inodeOf(info).device, buf: make([]byte, copyBuffer)}
+	t := &writer{tar: tar.NewWriter(w), o: o, top: path, links: map[inode]string{}, device: inodeOf(info).device, buf: make([]byte, copyBuffer)}
 	if err := t.add(path, o.Name, info); err != nil {
 		t.cut(w)
 		return err
@@ -87,6 +91,7 @@ func inodeOf(info fs.FileInfo) inode {
 type writer struct {
 	tar    *tar.Writer
 	o      WriteOptions
+	top    string
 	links  map[inode]string // the first name of each file that has several
 	device uint64
 	buf    []byte
@@ -187,11 +192,29 @@ func (t *writer) addAll(dir, name string) error {
 		if err != nil {
 			return err
 		}
+		skip, err := t.skip(file, info)
+		if err != nil {
+			return err
+		}
+		if skip {
+			continue
+		}
 		if err := t.add(file, path.Join(name, e.Name()), info); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+func (t *writer) skip(file string, info fs.FileInfo) (bool, error) {
+	if t.o.Skip == nil {
+		return false, nil
+	}
+	below, err := filepath.Rel(t.top, file)
+	if err != nil {
+		return false, err
+	}
+	return t.o.Skip(below, info.IsDir())
 }
 
 // errChanged is in the chain of the errors for files that changed under the reader.

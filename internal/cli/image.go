@@ -123,7 +123,7 @@ func imageCommands(d *deps) *cobra.Command {
 	pull := d.pullCommand()
 	rm := remover(d, "Remove images that no VM uses", "banger image rm debian", d.client.RemoveImage)
 	rm.ValidArgsFunction = d.images
-	c := group("image", "Make and remove the images of VMs", "banger image pull python:3", pull, importing, boot,
+	c := group("image", "Make and remove the images of VMs", "banger image pull python:3", pull, importing, boot, d.buildCommand(),
 		list(d, imageKind, "List images", "banger image list", d.client.Images), shown, rm)
 	c.AddCommand(imageVerbs(d)...)
 	return c

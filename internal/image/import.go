@@ -34,13 +34,22 @@ const (
 // block), nothing is left; a read of r that is under way then goes on. Errors: invalid,
 // naming the entry; no_space; already_exists; conflict, where the same is being imported.
 func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Reader, report api.Reporter) (Image, error) {
+	return m.importAs(ctx, owner, name, false, r, report)
+}
+
+// Replace is Import, but an image of the owner's that has the name loses it, as with Pull.
+func (m *Manager) Replace(ctx context.Context, owner uint32, name string, r io.Reader, report api.Reporter) (Image, error) {
+	return m.importAs(ctx, owner, name, true, r, report)
+}
+
+func (m *Manager) importAs(ctx context.Context, owner uint32, name string, replace bool, r io.Reader, report api.Reporter) (Image, error) {
 	if !validName.MatchString(name) {
 		return Image{}, badName(name)
 	}
 	if report == nil {
 		report = func(api.Progress) {}
 	}
-	done, err := m.reserve(ctx, owner, name, false)
+	done, err := m.reserve(ctx, owner, name, replace)
 	if err != nil {
 		return Image{}, importError(name, err)
 	}
@@ -52,19 +61,22 @@ func (m *Manager) Import(ctx context.Context, owner uint32, name string, r io.Re
 	defer arriving.Close()
 	stream := bufio.NewReaderSize(arriving, bufferSize)
 	if isPacked(stream) {
-		img, err := m.importPacked(ctx, owner, name, stream, report)
+		img, err := m.importPacked(ctx, owner, name, replace, stream, report)
 		return img, importError(name, err)
 	}
 	dir := "layers/" + resource.RandomName(8)
 	if _, err := m.Ledger.Acquire(ctx, layerOwner(dir), dirKind, dir, nil); err != nil {
 		return Image{}, importError(name, err)
 	}
-	img, err := m.importInto(ctx, dir, owner, name, stream, report)
+	img, err := m.importInto(ctx, dir, owner, name, replace, stream, report)
 	if err != nil || img.Layers[0].Dir != dir { // it came to nothing, or the layer existed
 		rerr := m.Ledger.ReleaseOwner(context.WithoutCancel(ctx), layerOwner(dir))
 		if err == nil && rerr != nil {
 			err = rerr
 		}
+	}
+	if err == nil && replace {
+		err = m.sweep(context.WithoutCancel(ctx)) // the layers of the one that lost the name
 	}
 	if err != nil {
 		return Image{}, importError(name, err)
@@ -117,7 +129,7 @@ func (m *Manager) reserve(ctx context.Context, owner uint32, name string, replac
 	}, nil
 }
 
-func (m *Manager) importInto(ctx context.Context, dir string, owner uint32, name string, r io.Reader, report api.Reporter) (Image, error) {
+func (m *Manager) importInto(ctx context.Context, dir string, owner uint32, name string, replace bool, r io.Reader, report api.Reporter) (Image, error) {
 	kept, err := m.createArchive(dir)
 	if err != nil {
 		return Image{}, err
@@ -152,7 +164,7 @@ func (m *Manager) importInto(ctx context.Context, dir string, owner uint32, name
 		ID: digest(config), Name: name, Owner: owner, Config: string(config),
 		Created: time.Now(), Layers: []Layer{layer}, Entries: layer.Entries,
 	}
-	if err := m.Store.InsertImage(ctx, img, false); err != nil {
+	if err := m.Store.InsertImage(ctx, img, replace); err != nil {
 		return Image{}, err
 	}
 	_ = m.keepCopies(context.WithoutCancel(ctx)) // the image is there all the same; the next start does it otherwise

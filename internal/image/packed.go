@@ -76,7 +76,7 @@ type packed struct {
 }
 
 // importPacked makes an image of an archive of one.
-func (m *Manager) importPacked(ctx context.Context, owner uint32, name string, r io.Reader, report api.Reporter) (img Image, err error) {
+func (m *Manager) importPacked(ctx context.Context, owner uint32, name string, replace bool, r io.Reader, report api.Reporter) (img Image, err error) {
 	dir := "layers/" + resource.RandomName(8)
 	if _, err := m.Ledger.Acquire(ctx, layerOwner(dir), dirKind, dir, nil); err != nil {
 		return Image{}, err
@@ -92,7 +92,7 @@ func (m *Manager) importPacked(ctx context.Context, owner uint32, name string, r
 	if err != nil {
 		return Image{}, err
 	}
-	return m.add(ctx, owner, name, false, art, report)
+	return m.add(ctx, owner, name, replace, art, report)
 }
 
 // unpack writes the files of the archive into dir.

@@ -115,7 +115,8 @@ func received(body io.Reader) io.Reader {
 
 // queries are the queries that streams take, as structs with huma's tags, by the
 // ids of the streams.
-var queries = map[string]any{"read-files": api.ReadFiles{}, "write-files": api.WriteFiles{}, "vm-logs": api.ReadLogs{}}
+var queries = map[string]any{"read-files": api.ReadFiles{}, "write-files": api.WriteFiles{}, "vm-logs": api.ReadLogs{},
+	"import-image": api.ImportImage{}}
 
 // queryParams describes the fields of such a struct.
 func queryParams(doc *huma.OpenAPI, v any) []*huma.Param {

@@ -60,6 +60,7 @@ type VMs interface {
 // Images is what the server needs of package image.
 type Images interface {
 	Import(ctx context.Context, owner uint32, name string, r io.Reader, report api.Reporter) (image.Image, error)
+	Replace(ctx context.Context, owner uint32, name string, r io.Reader, report api.Reporter) (image.Image, error)
 	Pull(ctx context.Context, owner uint32, req api.PullImage, report api.Reporter) (image.Image, error)
 	List(ctx context.Context, caller uint32) ([]image.Image, error)
 	Get(ctx context.Context, caller uint32, name string) (image.Image, error)

@@ -297,7 +297,16 @@ func (s *server) proxy(w http.ResponseWriter, r *http.Request, what, path, proto
 func (s *server) importImage(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := streaming(r)
 	defer cancel()
-	img, err := s.Images.Import(ctx, caller(ctx), r.PathValue("name"), announced{patient(w, r.Body), r.ContentLength}, func(api.Progress) {})
+	q, err := api.ParseImportImage(r.URL.Query())
+	if err != nil {
+		s.fail(w, err)
+		return
+	}
+	take := s.Images.Import
+	if q.Replace {
+		take = s.Images.Replace
+	}
+	img, err := take(ctx, caller(ctx), r.PathValue("name"), announced{patient(w, r.Body), r.ContentLength}, func(api.Progress) {})
 	s.created(w, imageOut(img), err)
 }
 
