@@ -7,7 +7,7 @@ source "$(dirname "$0")/lib.sh"
 
 case "${1:-}" in
   run) packages=(qemu-system-x86 mmdebstrap e2fsprogs kmod xz-utils zstd util-linux ca-certificates) ;;
-  test) packages=(openssh-client rsync diffutils nftables docker-registry skopeo umoci) ;;
+  test) packages=(openssh-client rsync diffutils nftables docker-registry skopeo umoci busybox-static) ;;
   lint) packages=(shellcheck) ;;
   api) packages=(python3 python3-venv) ;;
   *)

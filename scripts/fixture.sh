@@ -77,7 +77,7 @@ variant() {
 # They take as long as dpkg does: at the same time. The command may be quicker than
 # systemd, which it therefore does not ask (--root).
 daemons+=(systemd host)
-variant systemd debian-systemd systemd-sysv,dbus,docker.io,iptables,apparmor,openssh-server &
+variant systemd debian-systemd systemd-sysv,dbus,docker.io,iptables,apparmor,openssh-server,buildah &
 systemd=$!
 variant host debian-host \
   systemd-sysv,systemd-resolved,libnss-resolve,dbus,udev,kmod,qemu-system-x86,e2fsprogs,dmsetup,nftables,make \
