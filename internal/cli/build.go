@@ -244,7 +244,7 @@ func (b *building) send(ctx context.Context, ref string) (string, error) {
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
-	archive, err := b.d.client.ExportImage(ctx, image.ID)
+	archive, err := b.d.client.ExportImage(ctx, fmt.Sprintf("%s@%d", image.Name, image.Owner))
 	if err != nil {
 		return "", err
 	}
