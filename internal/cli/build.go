@@ -47,7 +47,7 @@ banger's own images, which are pulled if need be. The VM is stopped when nothing
 in it; its work disk keeps the layers of earlier builds until you delete the VM.`
 	fl := c.Flags()
 	fl.StringVarP(&f.tag, "tag", "t", "", "`name` of the image; an image of yours that has it loses it")
-	fl.StringVarP(&f.file, "file", "f", "", "the Dockerfile (default DIR/Dockerfile); - for standard input")
+	fl.StringVarP(&f.file, "file", "f", "", "`file` to take instead of DIR/Dockerfile; - for standard input")
 	fl.StringVar(&f.target, "target", "", "`stage` to build, by name or number (default the last one)")
 	fl.StringVar(&f.builder, "builder", defaultBuilder(), "`VM` that builds")
 	fl.StringArrayVar(&f.args, "build-arg", nil, "`NAME=value` for an ARG of the Dockerfile; NAME alone takes yours; repeatable")

@@ -72,7 +72,7 @@ func TestEveryCommandIsExplained(t *testing.T) {
 // Every flag that takes a value completes it with something, be it nothing; so the
 // names of files are not offered where none are wanted.
 func TestEveryValueIsCompleted(t *testing.T) {
-	files := []string{"env-file", "config"}
+	files := []string{"env-file", "config", "file"}
 	d, _, _ := without(t)
 	commands(func(c *cobra.Command) bool {
 		c.LocalFlags().VisitAll(func(f *pflag.Flag) {
