@@ -4,7 +4,7 @@
 // (boot.go). Then, as process 1, it reaps orphans and keeps the agent proper running;
 // or it starts a supervisor that does so, and hands process 1 over to the image's
 // own init (init.go). The agent proper serves HTTP to the host, over a virtio-serial
-// port: health, configuration, power-off (server.go, poweroff.go), exec sessions
+// port or vsock (vsock.go): health, configuration, power-off (server.go, poweroff.go), exec sessions
 // (session.go, command.go), an ssh server (ssh.go and its siblings) and streams to
 // the guest's ports (stream.go). As an sftp server it serves one ssh session, with
 // that session's user as its own (sftp.go). And it is the modprobe that the kernel
@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -101,13 +102,24 @@ func serve() error {
 	if err := os.Unsetenv(secretEnv); err != nil {
 		return err
 	}
-	port, err := openPort()
+	l, err := listen(secret)
 	if err != nil {
 		return err
 	}
-	l := wire.Listen(port, secret)
 	server := &http.Server{Handler: Handler(powerOff), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: maxBody}
 	return server.Serve(l)
+}
+
+// listen opens the guest's end of the channel, of the kind that the host has said.
+func listen(secret string) (net.Listener, error) {
+	if overVsock() {
+		return listenVsock()
+	}
+	port, err := openPort()
+	if err != nil {
+		return nil, err
+	}
+	return wire.Listen(port, secret), nil
 }
 
 // openPort finds the virtio-serial port of the channel by its name.

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"banger/internal/guest/wire"
 	"banger/internal/linux"
 )
 
@@ -40,9 +41,21 @@ func powerOff(patience time.Duration) {
 	}
 	_ = linux.SignalAll("KILL")
 	cleanDisks("/")
-	if err := linux.PowerOff(); err != nil {
+	if err := leave(); err != nil {
 		log.Print(err)
 	}
+}
+
+// leave ends the machine. One whose channel is vsock cannot be switched off, but its VMM
+// ends when it starts again; that it is off, the host hears on the console.
+func leave() error {
+	if !overVsock() {
+		return linux.PowerOff()
+	}
+	if console, err := os.OpenFile("/dev/console", os.O_WRONLY, 0); err == nil {
+		_, _ = fmt.Fprintf(console, "\n%s\n", wire.OffWord)
+	}
+	return linux.Restart()
 }
 
 // cleanDisks leaves the VM's disks, of which the tree at root is made, as though they

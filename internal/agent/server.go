@@ -35,6 +35,7 @@ func Handler(poweroff func(patience time.Duration)) http.Handler {
 	sshd := newSSHServer(img)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", health)
+	mux.HandleFunc("GET /alive", alive)
 	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, r *http.Request) { configure(w, r, sshd, img) })
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, r *http.Request) {
 		var p wire.PowerOff
@@ -80,6 +81,13 @@ func health(w http.ResponseWriter, _ *http.Request) {
 	h.Started = started()
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(h)
+}
+
+// alive answers for as long as this process lives: the end of the answer is the news.
+func alive(w http.ResponseWriter, r *http.Request) {
+	if http.NewResponseController(w).Flush() == nil {
+		<-r.Context().Done()
+	}
 }
 
 // started is when this process was started, in seconds after the kernel: field 22 of

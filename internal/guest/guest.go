@@ -60,9 +60,9 @@ type Conn struct {
 	once      sync.Once
 }
 
-// Connect reaches the agent and checks that it speaks a protocol of ours. On a
-// serial channel it waits until the agent answers the handshake, as long as ctx
-// allows; sync is the secret of that handshake.
+// Connect reaches the agent and checks that it speaks a protocol of ours. It waits
+// until there is an agent, as long as ctx allows: on a serial channel for the answer to
+// the handshake, whose secret is sync, else for the first connection.
 func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, error) {
 	c := &Conn{done: make(chan struct{})}
 	open := dial
@@ -86,10 +86,12 @@ func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, e
 	c.bulk = c.transport.Clone()
 	c.bulk.MaxIdleConnsPerHost = -1 // a connection that waits would keep its buffers
 	c.bulk.ReadBufferSize, c.bulk.WriteBufferSize = bulkBuffer, bulkBuffer
-	if kind == Serial {
-		if err := c.startSession(ctx, dial, sync); err != nil {
-			return nil, err
-		}
+	begin := func() error { return c.startSession(ctx, dial, sync) }
+	if kind == Stream {
+		begin = func() error { return c.watch(ctx, dial) }
+	}
+	if err := begin(); err != nil {
+		return nil, err
 	}
 	health, err := c.Health(ctx)
 	if err != nil {
@@ -134,6 +136,26 @@ func (c *Conn) startSession(ctx context.Context, dial Dialer, secret string) err
 	return nil
 }
 
+// watch has a connection end with the agent: the answer to its request does.
+func (c *Conn) watch(ctx context.Context, dial Dialer) error {
+	raw, err := dial(ctx)
+	if err == nil {
+		_, err = io.WriteString(raw, "GET /alive HTTP/1.1\r\nHost: agent\r\n\r\n")
+	}
+	if err != nil {
+		if raw != nil {
+			_ = raw.Close()
+		}
+		return api.Errorf(api.CodeGuest, "connect to agent: %w", err)
+	}
+	c.raw = raw
+	go func() {
+		_, _ = io.CopyN(io.Discard, raw, maxBody) // what is longer is no agent's
+		c.Close()
+	}()
+	return nil
+}
+
 // Health asks the agent who it is. What it says of itself is printable and short.
 func (c *Conn) Health(ctx context.Context) (wire.Health, error) {
 	var h wire.Health
@@ -171,8 +193,8 @@ func (c *Conn) PowerOff(ctx context.Context) error {
 // Transport makes requests to the agent, whatever their host.
 func (c *Conn) Transport() http.RoundTripper { return c.transport }
 
-// Done is closed when the session has broken or Close was called. A connection
-// of streams never breaks by itself.
+// Done is closed when the session has broken, when the agent has ended, or when Close
+// was called.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // Close lets go of the channel; requests under way end with errors.
@@ -180,6 +202,8 @@ func (c *Conn) Close() {
 	c.once.Do(func() {
 		if c.raw != nil {
 			_ = c.raw.Close()
+		}
+		if c.session != nil {
 			_ = c.session.Close()
 		}
 		if c.transport != nil {

@@ -32,7 +32,8 @@ var bootModules = []struct {
 }{
 	{"virtio_ring", true}, {"virtio", true}, {"virtio_mmio", true}, {"virtio_blk", true}, {"virtio_console", true},
 	{"ext4", true}, {"overlay", true},
-	{"virtio_rng", false}, {"virtio_net", false}, {"vmw_vsock_virtio_transport", false},
+	{"virtio_rng", false}, {"virtio_net", false}, {"vmw_vsock_virtio_transport", false}, {"virtio_balloon", false},
+	{"virtio_pci", false}, // for machines with more devices than virtio_mmio serves
 }
 
 // tree is the unpacked lib/modules/<release> of a kernel.

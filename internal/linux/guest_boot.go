@@ -157,5 +157,14 @@ func PowerOff() error {
 	return nil
 }
 
+// Restart syncs and has the machine start again. It returns on an error only.
+func Restart() error {
+	unix.Sync()
+	if err := unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART); err != nil {
+		return fmt.Errorf("restart: %w", err)
+	}
+	return nil
+}
+
 // Sync writes all dirty pages out.
 func Sync() { unix.Sync() }

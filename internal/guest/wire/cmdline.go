@@ -21,7 +21,11 @@ type Boot struct {
 	Hostname  string
 	MachineID string // 32 hexadecimal digits
 	Init      bool   // hand process 1 over to the image's own init
+	Vsock     bool   // the channel is vsock, not a virtio-serial port
 }
+
+// VsockWord tells of Boot.Vsock.
+const VsockWord = "banger.vsock"
 
 // Cmdline renders b as words of a kernel command line.
 func (b Boot) Cmdline() string {
@@ -36,6 +40,9 @@ func (b Boot) Cmdline() string {
 	}
 	if b.Init {
 		words = append(words, "banger.init")
+	}
+	if b.Vsock {
+		words = append(words, VsockWord)
 	}
 	return strings.Join(words, " ")
 }
@@ -66,6 +73,8 @@ func ParseBoot(cmdline string) (Boot, error) {
 			b.MachineID = value
 		case "banger.init":
 			b.Init = true
+		case VsockWord:
+			b.Vsock = true
 		}
 	}
 	roots := 0

@@ -10,7 +10,7 @@ func TestCmdlineRoundTrip(t *testing.T) {
 		"least": {Layers: []string{"vda"}, Upper: "vdb"},
 		"all": {
 			Layers: []string{"vda", "vdb", "vdc"}, Upper: "vdd", Modules: "vde", Work: "vdf", Sync: "0123456789abcdef0123456789abcdef",
-			Hostname: "api", MachineID: "fedcba9876543210fedcba9876543210", Init: true,
+			Hostname: "api", MachineID: "fedcba9876543210fedcba9876543210", Init: true, Vsock: true,
 		},
 		"one disk":     {Root: "vda", Modules: "vdb"},
 		"to be filled": {Layers: []string{"vda", "vdb"}, Fill: "vdc"},

@@ -26,8 +26,20 @@ const (
 	ModulesOrder = "/modules/order"
 )
 
-// SerialPort is the name of the virtio-serial port that is the channel.
+// SerialPort is the name of the virtio-serial port that is the channel, where that is
+// serial.
 const SerialPort = "banger.agent"
+
+// The ports of vsock, where the channel is that: at AgentPort the agent listens in the
+// guest. To ReadyPort of the host it connects once when it does, for whoever waits.
+const (
+	AgentPort = 1024
+	ReadyPort = 1025
+)
+
+// OffWord is what the agent writes to the console of a machine that it cannot switch
+// off, before it has it start again instead.
+const OffWord = "banger-agent: off"
 
 // Health is the answer of GET /health.
 type Health struct {
