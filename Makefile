@@ -10,7 +10,7 @@ FIXTURE     := $(CURDIR)/.cache/fixture
 
 export CGO_ENABLED := 0
 
-.PHONY: build install uninstall lint lint-go lint-shell openapi deps deps-test deps-lint deps-api fixture test test-all test-host fuzz bench demo clean
+.PHONY: build install uninstall lint lint-go lint-shell openapi deps deps-test deps-lint deps-api fixture test test-all test-host test-firecracker fuzz bench demo clean
 
 # Static binaries in bin/. The agent comes first: bangerd embeds it. It carries
 # no version, so that an unchanged agent stays byte for byte the same.
@@ -76,6 +76,13 @@ test-all: fixture deps-test deps-api
 # All tests of the VM that plays a host; make test runs a selection of them.
 test-host: fixture
 	BANGER_TEST_HOST=all scripts/test.sh $(FIXTURE) -count=1 -timeout 60m -v ./test/host
+
+# The suite of drivers against a real Firecracker, which BANGER_FIRECRACKER and
+# BANGER_JAILER name: here where KVM serves, and in the VM that plays a host.
+test-firecracker: fixture
+	@if [ -z "$$BANGER_FIRECRACKER" ] || [ -z "$$BANGER_JAILER" ]; then \
+	  echo 'BANGER_FIRECRACKER and BANGER_JAILER have to name the programs of a release: docs/engines.md'; exit 1; fi
+	scripts/test.sh $(FIXTURE) -count=1 -timeout 30m -v -run '^(TestConformance|TestFirecracker)$$' ./internal/vmm/firecracker ./test/host
 
 # Each fuzz target for ten seconds.
 fuzz:

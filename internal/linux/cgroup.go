@@ -123,3 +123,62 @@ func AwaitEnd(ctx context.Context, pidfd *os.File) error {
 		}
 	}
 }
+
+// KillPidfd ends the process that pidfd stands for; pidfd_send_signal(2).
+func KillPidfd(pidfd *os.File) error {
+	defer runtime.KeepAlive(pidfd)
+	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0); err != nil {
+		return fmt.Errorf("kill %s: %w", pidfd.Name(), err)
+	}
+	return nil
+}
+
+// Stop has all threads of a process stand still, and returns when they do; signal(7),
+// SIGSTOP. A cgroup's freezer would do, but for the thread that KVM has in it.
+func Stop(ctx context.Context, pidfd *os.File, pid int) error {
+	defer runtime.KeepAlive(pidfd)
+	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGSTOP, nil, 0); err != nil {
+		return fmt.Errorf("stop %s: %w", pidfd.Name(), err)
+	}
+	for {
+		stopped, err := Stopped(pid)
+		if err != nil || stopped {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("stop %s: %w", pidfd.Name(), ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// Continue has a process go on; SIGCONT.
+func Continue(pidfd *os.File) error {
+	defer runtime.KeepAlive(pidfd)
+	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGCONT, nil, 0); err != nil {
+		return fmt.Errorf("continue %s: %w", pidfd.Name(), err)
+	}
+	return nil
+}
+
+// Stopped says whether all threads of a process stand still; proc_pid_stat(5).
+func Stopped(pid int) (bool, error) {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err == nil && len(files) == 0 {
+		err = fmt.Errorf("look at process %d: it has ended", pid)
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, file := range files {
+		stat, err := os.ReadFile(file)
+		if err != nil {
+			continue // a thread that has ended
+		}
+		if _, rest, ok := bytes.Cut(stat[bytes.LastIndexByte(stat, ')'):], []byte(") ")); !ok || !bytes.HasPrefix(rest, []byte("T")) {
+			return false, nil
+		}
+	}
+	return true, nil
+}

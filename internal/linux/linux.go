@@ -180,3 +180,28 @@ func ListenUnix(path string) (net.Listener, error) {
 	}
 	return l, nil
 }
+
+// DialUnixIn connects to the socket called name in a directory, and to nothing else: a
+// symbolic link or another file of that name, which somebody else may have put there, is
+// an error.
+func DialUnixIn(ctx context.Context, dir, name string) (net.Conn, error) {
+	in, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer unix.Close(in)
+	fd, err := unix.Openat(in, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: filepath.Join(dir, name), Err: err}
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: filepath.Join(dir, name), Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		return nil, fmt.Errorf("connect to %s: it is no socket", filepath.Join(dir, name))
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
+}

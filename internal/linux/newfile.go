@@ -109,3 +109,11 @@ func setTimes(fd int, times []unix.Timespec) error {
 	}
 	return nil
 }
+
+// MakeFIFO makes a named pipe that only its owner may use; fifo(7).
+func MakeFIFO(path string) error {
+	if err := unix.Mkfifo(path, 0o600); err != nil {
+		return &fs.PathError{Op: "make pipe", Path: path, Err: err}
+	}
+	return nil
+}

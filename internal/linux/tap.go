@@ -50,3 +50,31 @@ func OpenTap(name string) (*os.File, error) {
 	}
 	return f, nil
 }
+
+// OwnTap lets a user open a tap device, and nobody else but root.
+func OwnTap(name string, uid uint32) error {
+	f, err := OpenTap(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := unix.IoctlSetInt(int(f.Fd()), unix.TUNSETOWNER, int(uid)); err != nil {
+		return fmt.Errorf("give tap %s to user %d: %w", name, uid, err)
+	}
+	return nil
+}
+
+// TapMTU returns how large the packets of a tap device are. What is no tap device is an
+// error.
+func TapMTU(name string) (int, error) {
+	link, err := findLink(name)
+	switch {
+	case err != nil:
+		return 0, err
+	case link == nil:
+		return 0, fmt.Errorf("tap %s: there is no such device", name)
+	case LinkKind(link.Type()) != LinkTap:
+		return 0, fmt.Errorf("tap %s: it is a %s", name, link.Type())
+	}
+	return link.Attrs().MTU, nil
+}

@@ -51,6 +51,7 @@ type NIC struct {
 type Info struct {
 	Binary  string // path of the VMM program
 	Version string
+	Digest  string // SHA-256 of the program, in hexadecimal; empty where it comes from the distribution
 	Accel   string // "kvm" or "tcg"
 	Reason  string // why this accelerator, for people
 

@@ -152,7 +152,7 @@ func jail(m vmm.Machine, binary, accel string) (linux.Jail, error) {
 		}
 	}
 	for _, path := range []string{m.Kernel, m.Initrd} {
-		if err := readable(path); err != nil {
+		if err := vmm.Readable(path); err != nil {
 			return j, err
 		}
 		j.See = append(j.See, path)
@@ -180,19 +180,4 @@ func beside(binary string) []string {
 		return []string{binary}
 	}
 	return []string{dir, filepath.Join(prefix, "lib"), filepath.Join(prefix, "lib64"), filepath.Join(prefix, "share/qemu"), filepath.Join(prefix, "share/seabios")}
-}
-
-// readable lets every user read a file, of whose directory only root knows.
-func readable(path string) error {
-	info, err := os.Lstat(path)
-	if err != nil {
-		return err
-	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is no regular file", path)
-	}
-	if info.Mode()&0o444 == 0o444 {
-		return nil
-	}
-	return os.Chmod(path, info.Mode().Perm()|0o444)
 }

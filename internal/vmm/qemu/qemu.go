@@ -8,26 +8,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
-	"unicode"
 
 	"banger/api"
 	"banger/internal/failpoint"
 	"banger/internal/linux"
 	"banger/internal/vmm"
 )
-
-// maxLog is how much of a VMM's last messages an Exit carries, in bytes.
-const maxLog = 4 << 10
 
 // ownMemory is what a QEMU needs for itself, in bytes. It was measured after the kernel had
 // been loaded and while eight programs wrote to a disk: 43 MiB, and 55 MiB of the kernel's
@@ -125,83 +119,38 @@ func (d *Driver) launch(ctx context.Context, m vmm.Machine, incoming *os.File, r
 	if err != nil {
 		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
 	}
-	cmd := p.cmd
-	i := newInstance(m, cmd.Process.Pid)
-	i.logStart = p.logStart
-	go func() {
-		err := cmd.Wait()
-		exit := vmm.Exit{Known: true, Code: cmd.ProcessState.ExitCode()}
-		if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
-			exit.Signal = ws.Signal().String()
-		} else if err != nil && exit.Code == 0 {
-			exit.Code = -1
-		}
-		i.end(exit)
-	}()
-	i.kill = func() {
-		cmd.Process.Kill()
-		<-i.exited
+	i := &instance{m: m}
+	if i.Process, err = vmm.Began(p.cmd, vmm.Log{Path: m.Log, From: p.logStart}); err != nil {
+		return nil, fmt.Errorf("start %s: %w", info.Binary, err)
 	}
 	err = failpoint.Pass("qemu", "forked")
 	if err == nil {
-		err = i.bound()
+		err = i.Bound(m)
 	}
 	if err == nil {
 		err = ready(ctx, i)
 	}
 	if err != nil {
-		select {
-		case <-i.exited:
-			err = fmt.Errorf("%w, by %s", err, cmp.Or(i.exit.Signal, fmt.Sprintf("status %d", i.exit.Code)))
-		default:
-			i.kill()
-		}
-		if said := strings.Join(strings.Split(i.exit.Log, "\n"), "; "); said != "" {
-			err = fmt.Errorf("%w: %s", err, said)
-		}
-		return nil, api.Errorf(api.CodeUnavailable, "start %s: %w", info.Binary, err)
+		return nil, api.Errorf(api.CodeUnavailable, "start %s: %w", info.Binary, i.Abandon(err))
 	}
 	return i, nil
 }
 
 // Attach implements vmm.Driver.
 func (d *Driver) Attach(ctx context.Context, m vmm.Machine) (vmm.Instance, error) {
-	pids, err := linux.CgroupPIDs(m.Cgroup)
+	i := &instance{m: m}
+	var err error
+	i.Process, err = vmm.Found(m, func() error { return i.inPlace(ctx) }, vmm.Log{Path: m.Log})
 	if err != nil {
 		return nil, err
 	}
-	if len(pids) != 1 {
-		return nil, fmt.Errorf("attach to machine %s: %d processes in its cgroup", m.ID, len(pids))
-	}
-	i := newInstance(m, pids[0])
-	pidfd, err := linux.OpenPidfd(i.pid)
-	if err != nil {
-		return nil, fmt.Errorf("attach to machine %s: %w", m.ID, err)
-	}
-	if err := i.inPlace(ctx, m.Cgroup); err != nil {
-		pidfd.Close()
-		return nil, fmt.Errorf("attach to machine %s: %w", m.ID, err)
-	}
-	watch, cancel := context.WithCancel(context.Background())
-	i.unwatch = cancel
-	go func() {
-		defer pidfd.Close()
-		if linux.AwaitEnd(watch, pidfd) == nil {
-			i.end(vmm.Exit{})
-		}
-	}()
 	return i, nil
 }
 
-// inPlace finds the process, of which there is a pidfd now, still in its cgroup, and
-// its monitor's socket open. It does not wait for an answer: a machine that stands
-// still for a while, because the host is busy or somebody has stopped it, lives.
-func (i *instance) inPlace(ctx context.Context, cgroup string) error {
-	pids, err := linux.CgroupPIDs(cgroup)
-	if err != nil || !slices.Equal(pids, []int{i.pid}) {
-		return errors.Join(errors.New("its process has ended"), err)
-	}
-	conn, err := linux.DialUnix(ctx, filepath.Join(i.runDir, qmpSocket))
+// inPlace finds the monitor's socket open. It does not wait for an answer: a machine that
+// stands still for a while, because the host is busy or somebody has stopped it, lives.
+func (i *instance) inPlace(ctx context.Context) error {
+	conn, err := linux.DialUnix(ctx, filepath.Join(i.m.RunDir, qmpSocket))
 	if errors.Is(err, syscall.EAGAIN) { // others wait for it to accept them; unix(7)
 		return nil
 	}
@@ -213,69 +162,8 @@ func (i *instance) inPlace(ctx context.Context, cgroup string) error {
 
 // instance implements vmm.Instance.
 type instance struct {
-	pid      int
-	uid      uint32
-	memory   int64 // bytes
-	runDir   string
-	log      string
-	disks    []vmm.Disk
-	logStart int64 // where in the log this run's messages begin, if it is known
-	exited   chan struct{}
-	exit     vmm.Exit
-	unwatch  context.CancelFunc
-	kill     func() // ends one that this daemon started, and waits
-}
-
-func newInstance(m vmm.Machine, pid int) *instance {
-	return &instance{pid: pid, uid: m.UID, memory: m.Memory, runDir: m.RunDir, log: m.Log, disks: m.Disks, exited: make(chan struct{}), unwatch: func() {}}
-}
-
-func (i *instance) end(exit vmm.Exit) {
-	exit.At = time.Now()
-	exit.Log = i.lastWords()
-	i.exit = exit
-	close(i.exited)
-}
-
-// lastWords returns the end of this run's messages, as printable text.
-func (i *instance) lastWords() string {
-	f, err := os.Open(i.log)
-	if err != nil {
-		return ""
-	}
-	defer f.Close()
-	end, err := f.Seek(0, io.SeekEnd)
-	if err != nil {
-		return ""
-	}
-	from := max(i.logStart, end-maxLog)
-	text, _ := io.ReadAll(io.NewSectionReader(f, from, end-from)) // what can be read will do
-	return strings.TrimSpace(strings.Map(func(r rune) rune {
-		if r == '\n' || unicode.IsPrint(r) {
-			return r
-		}
-		return -1
-	}, string(text)))
-}
-
-// maxFile is the most that a file which the VMM writes may grow to, its console
-// above all, unless one of its disks is larger.
-const maxFile = 1 << 30
-
-// bound limits each file that the VMM writes to maxFile or, where that is more, the
-// size of its largest writable disk.
-func (i *instance) bound() error {
-	limit := int64(maxFile)
-	for _, d := range i.disks {
-		info, err := os.Stat(d.Path)
-		if err != nil {
-			return fmt.Errorf("look at disk: %w", err)
-		}
-		if !d.ReadOnly {
-			limit = max(limit, info.Size())
-		}
-	}
-	return linux.LimitFileSize(i.pid, i.uid, uint64(limit))
+	*vmm.Process
+	m vmm.Machine
 }
 
 // await waits until QEMU says that the machine is in a state (RunState of its QMP).
@@ -289,7 +177,7 @@ func (i *instance) await(ctx context.Context, timeout time.Duration, state strin
 			return nil
 		}
 		select {
-		case <-i.exited:
+		case <-i.Exited():
 			return errors.New("it ended at once")
 		case <-ctx.Done():
 			return errors.Join(err, ctx.Err())
@@ -299,19 +187,16 @@ func (i *instance) await(ctx context.Context, timeout time.Duration, state strin
 }
 
 func (i *instance) monitor(ctx context.Context, commands ...command) (json.RawMessage, error) {
-	conn, err := linux.DialUnix(ctx, filepath.Join(i.runDir, qmpSocket))
+	conn, err := linux.DialUnix(ctx, filepath.Join(i.m.RunDir, qmpSocket))
 	if err != nil {
 		return nil, err
 	}
 	return qmp(ctx, conn, commands...)
 }
 
-// PID implements vmm.Instance.
-func (i *instance) PID() int { return i.pid }
-
 // Dial implements vmm.Instance.
 func (i *instance) Dial(ctx context.Context) (net.Conn, error) {
-	return linux.DialUnix(ctx, filepath.Join(i.runDir, agentSocket))
+	return linux.DialUnix(ctx, filepath.Join(i.m.RunDir, agentSocket))
 }
 
 // Channel implements vmm.Instance.
@@ -325,24 +210,12 @@ func (i *instance) PowerButton(ctx context.Context) error {
 
 // ResizeDisk implements vmm.Instance.
 func (i *instance) ResizeDisk(ctx context.Context, disk int, size int64) error {
-	if err := i.bound(); err != nil {
+	if err := i.Bound(i.m); err != nil {
 		return fmt.Errorf("resize disk %d: %w", disk, err)
 	}
 	_, err := i.monitor(ctx, command{Execute: "block_resize", Arguments: map[string]any{"device": fmt.Sprintf("d%d", disk), "size": size}})
 	if err != nil {
 		return fmt.Errorf("resize disk %d: %w", disk, err)
 	}
-	return nil
-}
-
-// Exited implements vmm.Instance.
-func (i *instance) Exited() <-chan struct{} { return i.exited }
-
-// Exit implements vmm.Instance.
-func (i *instance) Exit() vmm.Exit { return i.exit }
-
-// Close implements vmm.Instance.
-func (i *instance) Close() error {
-	i.unwatch()
 	return nil
 }

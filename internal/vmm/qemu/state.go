@@ -78,7 +78,7 @@ func (i *instance) save(ctx context.Context, path string) (err error) {
 	defer from.Close()
 	written := make(chan error, 1)
 	go func() {
-		err := store(f, from, maxState(i.memory))
+		err := store(f, from, maxState(i.m.Memory))
 		from.Close() // has QEMU hear of it
 		written <- err
 	}()
@@ -148,7 +148,7 @@ func (i *instance) awaitMigrated(ctx context.Context) error {
 			return fmt.Errorf("the VMM gave it up: %s %q", m.Status, m.Desc)
 		}
 		select {
-		case <-i.exited:
+		case <-i.Exited():
 			return errors.New("the VMM has ended")
 		case <-ctx.Done():
 			return ctx.Err()
@@ -192,7 +192,7 @@ func (d *Driver) Restore(ctx context.Context, m vmm.Machine, dir string) (vmm.In
 		return nil, err
 	}
 	if err := failpoint.Pass("qemu", "restored"); err != nil {
-		i.kill()
+		i.Kill()
 		return nil, err
 	}
 	return i, nil

@@ -72,6 +72,19 @@ func Conformance(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
 	})
 }
 
+// Unconfined runs a machine of a driver that does not confine its VMMs.
+func Unconfined(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
+	m := newMachine(t, boot)
+	inst, err := newDriver().Start(t.Context(), m.Machine)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.reachAgent(t, inst)
+	m.checkDisks(t)
+	m.kill(t)
+	awaitExit(t, inst)
+}
+
 // testRun follows one machine from its start, over a restart of the daemon, to the
 // death of its VMM.
 func testRun(t *testing.T, newDriver func() vmm.Driver, boot Boot) {
