@@ -47,7 +47,9 @@ type VM struct {
 	Ports     []string   `json:"ports,omitempty" doc:"The ports that the image exposes, e.g. 80/tcp."`
 	Health    *Health    `json:"health,omitempty" doc:"What the image's health check has found, while it runs."`
 	Ephemeral bool       `json:"ephemeral" doc:"Deleted when its lease ends (vm run --rm)."`
-	Engine    string     `json:"engine,omitempty" doc:"The VMM and its accelerator, e.g. qemu/kvm; while it runs."`
+	VMM       VMM        `json:"vmm" enum:"auto,firecracker,qemu" doc:"Which VMM is to run it; auto takes the best one that serves on the host at each start."`
+	Engine    string     `json:"engine,omitempty" doc:"The VMM and its accelerator, e.g. firecracker/kvm; while it runs."`
+	EngineWhy string     `json:"engine_why,omitempty" doc:"Why that VMM was chosen; while it runs."`
 	PID       int        `json:"pid,omitempty" doc:"Process id of the VMM, while it runs."`
 	Agent     string     `json:"agent,omitempty" doc:"Version of the agent in the guest, while it runs."`
 	Created   time.Time  `json:"created" doc:"When it was made."`
@@ -65,6 +67,19 @@ const (
 	NetworkBridge Network = "bridge"
 	NetworkNone   Network = "none"
 )
+
+// VMM says what program runs a VM.
+type VMM string
+
+// The VMMs.
+const (
+	VMMAuto        VMM = "auto" // the best one that serves
+	VMMFirecracker VMM = "firecracker"
+	VMMQEMU        VMM = "qemu"
+)
+
+// Known says whether there is such a VMM.
+func (v VMM) Known() bool { return v == VMMAuto || v == VMMFirecracker || v == VMMQEMU }
 
 // RootDisk says how a VM's root is made.
 type RootDisk string
@@ -88,6 +103,7 @@ type CreateVM struct {
 	Network   Network  `json:"network,omitempty" enum:"bridge,none" doc:"How it is to be on the network."`
 	NAT       *bool    `json:"nat,omitempty" doc:"Whether it may reach what is beyond the host."`
 	IO        *IO      `json:"io,omitempty" doc:"What its disks may do by the second; unsupported where the host's cgroups cannot limit it."`
+	VMM       VMM      `json:"vmm,omitempty" enum:"auto,firecracker,qemu" doc:"Which VMM is to run it; auto takes the best one that serves on the host at each start."`
 	Init      bool     `json:"init,omitempty" doc:"Boot the image's own init (systemd, openrc) as process 1."`
 	Start     bool     `json:"start,omitempty" doc:"Start it as well; should that not succeed, the VM is removed again."`
 	Ephemeral bool     `json:"ephemeral,omitempty" doc:"Delete it when no lease on it has been held for a few seconds."`
@@ -108,6 +124,7 @@ type SetVM struct {
 	RootSize *int64  `json:"root_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs." min:"67108864" max:"17592186044416"`
 	DiskSize *int64  `json:"disk_size,omitempty" doc:"Bytes, not less than before; at once, also while it runs, if there is a work disk already." min:"0" max:"17592186044416"`
 	NAT      *bool   `json:"nat,omitempty" doc:"At once, also while it runs."`
+	VMM      *VMM    `json:"vmm,omitempty" enum:"auto,firecracker,qemu" doc:"Takes effect at the next start."`
 	IO       *IO     `json:"io,omitempty" doc:"All limits of its disks anew, at once, also while it runs."`
 }
 

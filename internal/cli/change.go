@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"banger/api"
@@ -49,14 +50,21 @@ func changeCommands(d *deps) []*cobra.Command {
 	return []*cobra.Command{restart, reset, rename, promote, set}
 }
 
+// vmms are the VMMs that one may ask for.
+var vmms = []api.VMM{api.VMMAuto, api.VMMFirecracker, api.VMMQEMU}
+
 func setCommand(d *deps) *cobra.Command {
 	var cpus int
+	var engine api.VMM
 	var req api.SetVM
 	var c *cobra.Command
-	c = command(d, "set VM", "Change a VM: disks, their limits and NAT at once, CPUs and memory at its next start", "banger vm set api --memory 2G --disk 40G",
+	c = command(d, "set VM", "Change a VM: disks, their limits and NAT at once, CPUs, memory and VMM at its next start", "banger vm set api --memory 2G --disk 40G",
 		cobra.ExactArgs(1), func(ctx context.Context, args []string) error {
 			if c.Flags().Changed("cpus") {
 				req.CPUs = &cpus
+			}
+			if engine != "" {
+				req.VMM = &engine
 			}
 			if req == (api.SetVM{}) {
 				return api.Errorf(api.CodeInvalid, "set: nothing to change").WithHint("%s --help", c.CommandPath())
@@ -79,6 +87,8 @@ func setCommand(d *deps) *cobra.Command {
 	f.Var(&optionalSize{&req.RootSize}, "root-size", "room for what the VM writes, e.g. 20G; grows only")
 	f.Var(&optionalSize{&req.DiskSize}, "disk", "size of the work disk at /root, e.g. 40G; grows only")
 	f.Var(&optionalOnOff{&req.NAT}, "nat", "on or off: whether the VM may reach what is beyond the host")
+	f.Var(oneOf[api.VMM]{&engine, vmms}, "vmm", "which VMM runs it, from the next start on: firecracker, qemu, or auto")
+	completeFlag(c, "vmm", cobra.FixedCompletions([]string{"auto", "firecracker", "qemu"}, cobra.ShellCompDirectiveNoFileComp))
 	f.Var(&ioFlag{&req.IO}, "io", "what its disks may do by the second, e.g. read-bps=50M,write-iops=1000, or none; replaces all limits")
 	for _, name := range []string{"cpus", "memory", "root-size", "disk", "io"} {
 		completeFlag(c, name, cobra.NoFileCompletions)
@@ -111,21 +121,34 @@ func (d *deps) changed(vm api.VM) error {
 	return d.done(vm.Name)
 }
 
-// either is a flag that takes one of two words.
-type either[T ~string] struct {
-	to   *T
-	a, b T
+// oneOf is a flag that takes one of some words.
+type oneOf[T ~string] struct {
+	to *T
+	of []T
 }
 
-func (e either[T]) Set(s string) error {
-	if T(s) != e.a && T(s) != e.b {
-		return fmt.Errorf("%q is neither %s nor %s", s, e.a, e.b)
+func (o oneOf[T]) Set(s string) error {
+	if !slices.Contains(o.of, T(s)) {
+		return fmt.Errorf("%q is none of %s", s, strings.ReplaceAll(o.Type(), "|", ", "))
 	}
-	*e.to = T(s)
+	*o.to = T(s)
 	return nil
 }
-func (e either[T]) Type() string   { return string(e.a + "|" + e.b) }
-func (e either[T]) String() string { return string(*e.to) }
+
+func (o oneOf[T]) Type() string {
+	var words []string
+	for _, w := range o.of {
+		words = append(words, string(w))
+	}
+	return strings.Join(words, "|")
+}
+
+func (o oneOf[T]) String() string {
+	if o.to == nil {
+		return ""
+	}
+	return string(*o.to)
+}
 
 // onOff is a flag that takes on or off.
 type onOff bool

@@ -140,7 +140,13 @@ var vmKind = kind[api.VM]{
 			}
 			return when(*v.Started)
 		}},
-		{"engine", func(v api.VM) string { return v.Engine }},
+		{"vmm", func(v api.VM) string { return string(v.VMM) }},
+		{"engine", func(v api.VM) string {
+			if v.EngineWhy == "" {
+				return v.Engine
+			}
+			return v.Engine + " (" + v.EngineWhy + ")"
+		}},
 		{"pid", func(v api.VM) string {
 			if v.PID == 0 {
 				return ""

@@ -130,6 +130,7 @@ type Config struct {
 		Image    string `toml:"image"`
 		CPUs     int    `toml:"cpus"`
 		Memory   Size   `toml:"memory"`
+		VMM      string `toml:"vmm"`       // auto, firecracker or qemu
 		RootDisk string `toml:"root_disk"` // overlay or dm-snapshot
 		RootSize Size   `toml:"root_size"`
 		DiskSize Size   `toml:"disk_size"` // of the work disk; 0 for none
@@ -156,6 +157,17 @@ type Config struct {
 	QEMU struct {
 		Binary string `toml:"binary"`
 	} `toml:"qemu"`
+	Firecracker struct {
+		Binary        string `toml:"binary"`
+		Jailer        string `toml:"jailer"`
+		Jail          bool   `toml:"jail"`           // false: as root, with all of the host in sight
+		HugePages     bool   `toml:"huge_pages"`     // guests' memory in pages of 2 MiB
+		AsyncIO       bool   `toml:"async_io"`       // io_uring for disks
+		DiskBandwidth Size   `toml:"disk_bandwidth"` // of each disk, bytes by the second; 0 for no limit
+		DiskOps       int64  `toml:"disk_ops"`       // requests likewise
+		NetBandwidth  Size   `toml:"net_bandwidth"`  // of each direction
+		NetOps        int64  `toml:"net_ops"`        // packets likewise
+	} `toml:"firecracker"`
 }
 
 // Load reads the file at path; where there is none, everything has its default.
@@ -166,7 +178,9 @@ func Load(path string) (Config, error) {
 	c.VM.Image = "debian"
 	c.VM.CPUs = 1
 	c.VM.Memory = 512 << 20
+	c.VM.VMM = string(api.VMMAuto)
 	c.VM.RootDisk = string(api.RootDiskOverlay)
+	c.Firecracker.Jail = true
 	c.VM.RootSize = 10 << 30
 	c.VM.DiskSize = 10 << 30
 	c.VM.Network = string(api.NetworkBridge)
@@ -212,6 +226,17 @@ func (c Config) validate() error {
 	}
 	if r := api.RootDisk(c.VM.RootDisk); r != api.RootDiskOverlay && r != api.RootDiskSnapshot {
 		return fmt.Errorf("vm.root_disk is %q; it must be overlay or dm-snapshot", r)
+	}
+	if !api.VMM(c.VM.VMM).Known() {
+		return fmt.Errorf("vm.vmm is %q; it must be auto, firecracker or qemu", c.VM.VMM)
+	}
+	for key, n := range map[string]int64{
+		"disk_bandwidth": int64(c.Firecracker.DiskBandwidth), "disk_ops": c.Firecracker.DiskOps,
+		"net_bandwidth": int64(c.Firecracker.NetBandwidth), "net_ops": c.Firecracker.NetOps,
+	} {
+		if n < 0 {
+			return fmt.Errorf("firecracker.%s is %d; it must not be less than 0", key, n)
+		}
 	}
 	for _, p := range c.Network.Allow {
 		if !p.Addr().Is4() {

@@ -24,6 +24,7 @@ func defaults() Config {
 	c := Config{Group: "banger"}
 	c.VM.Image, c.VM.CPUs, c.VM.Memory, c.VM.RootSize, c.VM.DiskSize = "debian", 1, 512<<20, 10<<30, 10<<30
 	c.VM.RootDisk, c.VM.Network, c.VM.NAT = "overlay", "bridge", true
+	c.VM.VMM, c.Firecracker.Jail = "auto", true
 	c.Image.MaxSize, c.Image.MaxEntries, c.Image.MaxMemory = 20<<30, 2_000_000, 36<<20
 	c.Storage.Reserve = DefaultReserve
 	return c
@@ -42,6 +43,9 @@ func TestLoad(t *testing.T) {
 	every.VM.UIDs = IDs{70000, 70999}
 	every.Image.MaxSize, every.Image.MaxEntries, every.Image.MaxMemory = 2<<40, 12, 1<<30
 	every.QEMU.Binary = "/opt/qemu"
+	every.VM.VMM = "firecracker"
+	every.Firecracker.Binary, every.Firecracker.Jailer, every.Firecracker.HugePages, every.Firecracker.AsyncIO = "/opt/fc", "/opt/jailer", true, true
+	every.Firecracker.DiskBandwidth, every.Firecracker.DiskOps, every.Firecracker.NetBandwidth, every.Firecracker.NetOps = 50<<20, 1000, 10<<20, 2000
 	every.Storage.Reserve = 3 << 30
 	for name, tc := range map[string]struct {
 		path string
@@ -53,6 +57,7 @@ func TestLoad(t *testing.T) {
 		"every": {write(t, `group = "wheel"
 			[vm]
 			image = "alpine"
+			vmm = "firecracker"
 			cpus = 3
 			memory = "1G"
 			root_disk = "dm-snapshot"
@@ -73,7 +78,17 @@ func TestLoad(t *testing.T) {
 			[storage]
 			reserve = "3G"
 			[qemu]
-			binary = "/opt/qemu"`), every},
+			binary = "/opt/qemu"
+			[firecracker]
+			binary = "/opt/fc"
+			jailer = "/opt/jailer"
+			jail = false
+			huge_pages = true
+			async_io = true
+			disk_bandwidth = "50M"
+			disk_ops = 1000
+			net_bandwidth = "10M"
+			net_ops = 2000`), every},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if got, err := Load(tc.path); err != nil || !reflect.DeepEqual(got, tc.want) {
@@ -88,6 +103,8 @@ func TestLoadRefuses(t *testing.T) {
 		"unknown key":     {"[vm]\ncpu = 4", "line 2: there is no key vm.cpu"},
 		"unknown table":   {"\n\n[wires]\nx = 1", "line 3: there is no key wires"},
 		"unknown network": {"[vm]\nnetwork = \"wifi\"", "vm.network"},
+		"unknown VMM":     {"[vm]\nvmm = \"xen\"", "vm.vmm"},
+		"negative rate":   {"[firecracker]\nnet_ops = -1", "firecracker.net_ops is -1"},
 		"small subnet":    {"[network]\nsubnet = \"10.0.0.0/30\"", "10.0.0.0/30 is no IPv4 subnet"},
 		"bits of a host":  {"[network]\nsubnet = \"10.0.0.1/24\"", "10.0.0.1/24 is no IPv4 subnet"},
 		"IPv6 allowed":    {"[network]\nallow = [\"fd00::/8\"]", "fd00::/8 is not IPv4"},

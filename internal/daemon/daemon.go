@@ -32,8 +32,6 @@ import (
 	"banger/internal/systemd"
 	"banger/internal/usage"
 	"banger/internal/vm"
-	"banger/internal/vmm"
-	"banger/internal/vmm/qemu"
 )
 
 // shutdownPatience is what operations under way are given when the daemon stops.
@@ -97,12 +95,12 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 		Installation: id.ID, Ledger: ledger, Settings: db, Subnet: cfg.Network.Subnet.Prefix, Allow: cfg.Network.Allow,
 		Resolvers: cfg.Network.Resolvers, Copy: filepath.Join(paths.State, "network.json"), Log: log,
 	})
-	driver := qemu.New(cfg.QEMU.Binary)
+	engines := engines(cfg)
 	vms := vm.New(vm.Config{
 		Store: db, Assets: assets{images, kernels}, Ledger: ledger, Dirs: host.dirs, RunDirs: host.runDirs, Cgroups: host.cgroups, Uppers: host.uppers, Works: host.works,
 		Bases: host.bases, Cows: host.cows, Snapshots: disk.NewSnapshots(ledger, id.ID, paths.State, host.mapper), Network: net,
-		UIDs: vm.UIDs(vmUIDs(cfg, id.ID)), Driver: driver, Operations: operations, Room: room, StateDir: paths.State, Installation: id.ID, Agent: kernels.Build(), Log: log,
-		Defaults: api.CreateVM{Image: cfg.VM.Image, CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootDisk: api.RootDisk(cfg.VM.RootDisk), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT, IO: (*api.IO)(&cfg.VM.IO)},
+		UIDs: vm.UIDs(vmUIDs(cfg, id.ID)), Engines: engines, Operations: operations, Room: room, StateDir: paths.State, Installation: id.ID, Agent: kernels.Build(), Log: log,
+		Defaults: api.CreateVM{Image: cfg.VM.Image, VMM: api.VMM(cfg.VM.VMM), CPUs: cfg.VM.CPUs, Memory: int64(cfg.VM.Memory), RootDisk: api.RootDisk(cfg.VM.RootDisk), RootSize: int64(cfg.VM.RootSize), DiskSize: (*int64)(&cfg.VM.DiskSize), Network: api.Network(cfg.VM.Network), NAT: &cfg.VM.NAT, IO: (*api.IO)(&cfg.VM.IO)},
 	})
 	if minted {
 		if err := ledger.ForgetVolatile(ctx); err != nil {
@@ -145,7 +143,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	look := &looker{
 		version: version,
 		config: doctor.Config{
-			Paths: paths, Group: cfg.Group, Served: true, Drivers: []vmm.Driver{driver}, Room: room, Network: net, Ledger: ledger,
+			Paths: paths, Group: cfg.Group, Served: true, Drivers: engines, Room: room, Network: net, Ledger: ledger,
 			Database: func(ctx context.Context) []api.Finding {
 				return checkDatabase(ctx, filepath.Join(paths.State, "banger.db"))
 			},

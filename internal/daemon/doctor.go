@@ -19,8 +19,6 @@ import (
 	"banger/internal/resource"
 	"banger/internal/space"
 	"banger/internal/store"
-	"banger/internal/vmm"
-	"banger/internal/vmm/qemu"
 )
 
 // looker implements server.Doctor for the daemon that serves.
@@ -57,7 +55,7 @@ func Diagnose(ctx context.Context, paths config.Paths, version string) api.Diagn
 		add("daemon", "configuration", api.SeverityError, err)
 	}
 	what := doctor.Config{
-		Paths: paths, Group: cfg.Group, Drivers: []vmm.Driver{qemu.New(cfg.QEMU.Binary)},
+		Paths: paths, Group: cfg.Group, Drivers: engines(cfg),
 		Room: space.Room{Dir: paths.State, Reserve: int64(cfg.Storage.Reserve)},
 	}
 	found = append(found, checkLock(paths))

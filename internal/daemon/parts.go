@@ -11,6 +11,8 @@ import (
 	"banger/internal/resource"
 	"banger/internal/vm"
 	"banger/internal/vmm"
+	"banger/internal/vmm/firecracker"
+	"banger/internal/vmm/qemu"
 )
 
 // parts are the sorts of things that an installation has on the host.
@@ -41,4 +43,17 @@ func newParts(paths config.Paths, installation string) (parts, error) {
 		[]resource.Kind{p.dirs, resource.NewDir(vm.KindSuspended, paths.State, false, vm.SuspendedDir), p.uppers, p.works, p.bases, p.cows}, disk.SnapshotKinds(installation, paths.State, p.mapper),
 		network.Kinds(installation), []resource.Kind{p.runDirs, cgroups}) // VMMs use all of the others
 	return p, nil
+}
+
+// engines are the drivers of VMMs, the preferred one first.
+func engines(cfg config.Config) vmm.Engines {
+	f := cfg.Firecracker
+	return vmm.Engines{
+		firecracker.New(firecracker.Options{
+			Binary: f.Binary, Jailer: f.Jailer, NoJail: !f.Jail, HugePages: f.HugePages, AsyncIO: f.AsyncIO,
+			Disk:    firecracker.Rate{Bytes: int64(f.DiskBandwidth), Ops: f.DiskOps},
+			Network: firecracker.Rate{Bytes: int64(f.NetBandwidth), Ops: f.NetOps},
+		}),
+		qemu.New(cfg.QEMU.Binary),
+	}
 }

@@ -34,17 +34,41 @@ func checkKVM(ctx context.Context) []api.Finding {
 	return []api.Finding{advise(f, slow, "Where this host is a VM: ask for nested virtualization by hardware.")}
 }
 
-// checkDrivers asks each VMM.
+// checkDrivers asks each VMM. One that serves is enough; that the best one does not is
+// worth a word where the host could have it.
 func (c Config) checkDrivers(ctx context.Context) []api.Finding {
 	var out []api.Finding
+	serves, all := "", true
 	for _, d := range c.Drivers {
 		info, err := d.Check(ctx)
 		if err != nil {
 			e := api.AsError(err)
 			out = append(out, advise(found(groupVMM, d.Name(), api.SeverityError, "%s", e.Message), "VMs do not start by it.", e.Hint))
+			all = false
 			continue
 		}
-		out = append(out, found(groupVMM, d.Name(), api.SeverityOK, "%s %s, %s, runs VMs by %s", d.Name(), info.Version, info.Binary, info.Accel))
+		f := found(groupVMM, d.Name(), api.SeverityOK, "%s %s, %s, runs VMs by %s; %s", d.Name(), info.Version, info.Binary, info.Accel, info.Reason)
+		if info.Digest != "" {
+			f.Message += "; its SHA-256 is " + info.Digest
+		}
+		out = append(out, f)
+		if serves == "" {
+			serves = d.Name()
+		}
+	}
+	if serves == "" || all {
+		return out
+	}
+	kvm := linux.ProbeKVM(ctx)
+	for i := range out {
+		f := &out[i]
+		if f.Severity != api.SeverityError {
+			continue
+		}
+		f.Severity, f.Meaning = api.SeverityWarning, "VMs are run by "+serves+"; those that ask for "+f.Check+" do not start."
+		if f.Check == string(api.VMMFirecracker) && kvm != nil {
+			f.Severity, f.Meaning, f.Advice = api.SeverityOK, "It would need KVM, which this host does not have for it. VMs are run by "+serves+".", ""
+		}
 	}
 	return out
 }

@@ -23,7 +23,7 @@ func TestVMOfRemovedParts(t *testing.T) {
 	t.Cleanup(func() { db.Close() })
 	img := image.Image{ID: "sha256:1", Name: "img", Created: time.Now(), Layers: []image.Layer{{Digest: "sha256:2", Dir: "layers/2", Size: 1}}}
 	krn := kernel.Kernel{Name: "krn", Release: "1", Dir: "kernels/1", Created: time.Now()}
-	rec := vm.Record{ID: "0123", Name: "api", Image: img.Name, ImageID: img.ID, Kernel: krn.Name, RootDisk: api.RootDiskOverlay, Wanted: vm.WantStopped, Created: time.Now()}
+	rec := vm.Record{ID: "0123", Name: "api", Image: img.Name, ImageID: img.ID, Kernel: krn.Name, RootDisk: api.RootDiskOverlay, VMM: api.VMMQEMU, Wanted: vm.WantStopped, Created: time.Now()}
 
 	if err := db.InsertKernel(t.Context(), krn); err != nil {
 		t.Fatal(err)

@@ -82,7 +82,7 @@ func testKernel(name string, created int64) kernel.Kernel {
 }
 
 func testVM(name string) vm.Record {
-	return vm.Record{ID: "id-" + name, Name: name, Image: "i", ImageID: "sha256:i", Kernel: "k", RootDisk: "dm-snapshot", Wanted: "stopped", Created: time.Unix(7, 8)}
+	return vm.Record{ID: "id-" + name, Name: name, Image: "i", ImageID: "sha256:i", Kernel: "k", RootDisk: "dm-snapshot", VMM: "qemu", Wanted: "stopped", Created: time.Unix(7, 8)}
 }
 
 // filled is a database with the image i, the kernel k and the VM v.

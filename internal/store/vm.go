@@ -13,7 +13,7 @@ import (
 // columns of the table vm, in the order of fields.
 const columns = `id, owner, name, image, image_id, kernel, cpus, memory, root_disk, root_size, disk_size, network, nat, ip, mac, init,
 	ephemeral, wanted, sync, machine_id, host_key, created, last_error, uid,
-	io_read_bps, io_write_bps, io_read_iops, io_write_iops`
+	io_read_bps, io_write_bps, io_read_iops, io_write_iops, vmm`
 
 // InsertVM implements vm.Store. The image and the kernel are looked for in the same
 // transaction: what was there when the VM was asked for may have been removed since.
@@ -49,10 +49,10 @@ func (db *DB) RestoreVM(ctx context.Context, r vm.Record) error {
 }
 
 func insertVM(ctx context.Context, tx *sql.Tx, r vm.Record) error {
-	_, err := tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
+	_, err := tx.ExecContext(ctx, `INSERT INTO vm (`+columns+`) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)`,
 		r.ID, r.Owner, r.Name, r.Image, r.ImageID, r.Kernel, r.CPUs, r.Memory, r.RootDisk, r.RootSize, r.DiskSize, r.Network, r.NAT,
 		ipOut(r.IP), textOut(r.MAC), r.Init, r.Ephemeral, r.Wanted, r.Sync, r.MachineID, r.HostKey, r.Created.UnixNano(), r.LastError, uidOut(r.UID),
-		r.IO.ReadBPS, r.IO.WriteBPS, r.IO.ReadIOPS, r.IO.WriteIOPS)
+		r.IO.ReadBPS, r.IO.WriteBPS, r.IO.ReadIOPS, r.IO.WriteIOPS, r.VMM)
 	if isUnique(err, addresses...) {
 		return addressTaken("create", r)
 	}
@@ -104,9 +104,9 @@ func updateVM(ctx context.Context, tx *sql.Tx, r vm.Record) error {
 	}
 	_, err = tx.ExecContext(ctx, `UPDATE vm SET name=?, kernel=?, cpus=?, memory=?, root_size=?, disk_size=?, nat=?, ip=?, mac=?,
 		host_key=?, wanted=?, last_error=?, uid=?,
-		io_read_bps=?, io_write_bps=?, io_read_iops=?, io_write_iops=? WHERE id=?`,
+		io_read_bps=?, io_write_bps=?, io_read_iops=?, io_write_iops=?, vmm=? WHERE id=?`,
 		r.Name, r.Kernel, r.CPUs, r.Memory, r.RootSize, r.DiskSize, r.NAT, ipOut(r.IP), textOut(r.MAC), r.HostKey, r.Wanted, r.LastError, uidOut(r.UID),
-		r.IO.ReadBPS, r.IO.WriteBPS, r.IO.ReadIOPS, r.IO.WriteIOPS, r.ID)
+		r.IO.ReadBPS, r.IO.WriteBPS, r.IO.ReadIOPS, r.IO.WriteIOPS, r.VMM, r.ID)
 	return err
 }
 
@@ -130,7 +130,7 @@ func (db *DB) VMs(ctx context.Context) ([]vm.Record, error) {
 		var uid sql.NullInt64
 		if err := rows.Scan(&r.ID, &r.Owner, &r.Name, &r.Image, &r.ImageID, &r.Kernel, &r.CPUs, &r.Memory, &r.RootDisk, &r.RootSize, &r.DiskSize,
 			&r.Network, &r.NAT, &ip, &mac, &r.Init, &r.Ephemeral, &r.Wanted, &r.Sync, &r.MachineID, &r.HostKey, &created, &r.LastError, &uid,
-			&r.IO.ReadBPS, &r.IO.WriteBPS, &r.IO.ReadIOPS, &r.IO.WriteIOPS); err != nil {
+			&r.IO.ReadBPS, &r.IO.WriteBPS, &r.IO.ReadIOPS, &r.IO.WriteIOPS, &r.VMM); err != nil {
 			return err
 		}
 		r.Created, r.MAC, r.UID = time.Unix(0, created), mac.String, uint32(uid.Int64)

@@ -73,7 +73,16 @@ func (d *description) device(path, file string) string {
 
 func (d *description) add(disk vmm.Disk) string {
 	d.machine.Disks = append(d.machine.Disks, disk)
-	return "vd" + string(rune('a'+len(d.machine.Disks)-1))
+	return diskName(len(d.machine.Disks) - 1)
+}
+
+// diskName is what the guest's kernel calls disk number i: vda to vdz, then vdaa.
+func diskName(i int) string {
+	name := ""
+	for ; i >= 0; i = i/26 - 1 {
+		name = string(rune('a'+i%26)) + name
+	}
+	return "vd" + name
 }
 
 // settle completes a record by all capabilities.

@@ -26,7 +26,7 @@ func (s *Service) Set(_ context.Context, caller uint32, ref string, req api.SetV
 func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req api.SetVM) (Record, error) {
 	to := rec
 	to.Name, to.CPUs, to.NAT = or(req.Name, rec.Name), or(req.CPUs, rec.CPUs), or(req.NAT, rec.NAT)
-	to.IO = or(req.IO, rec.IO)
+	to.IO, to.VMM = or(req.IO, rec.IO), or(req.VMM, rec.VMM)
 	to.Memory = roundDown(or(req.Memory, rec.Memory))
 	root, work := roundUp(or(req.RootSize, rec.RootSize)), roundUp(or(req.DiskSize, rec.DiskSize))
 	if req.Kernel != nil && *req.Kernel != rec.Kernel {
@@ -46,7 +46,7 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 		return rec, err
 	}
 	if err := validate(fmt.Sprintf("change VM %q", rec.Name), api.CreateVM{
-		Name: to.Name, CPUs: to.CPUs, Memory: to.Memory, RootDisk: to.RootDisk, RootSize: root, DiskSize: &work, Network: to.Network, IO: &to.IO,
+		Name: to.Name, CPUs: to.CPUs, Memory: to.Memory, RootDisk: to.RootDisk, RootSize: root, DiskSize: &work, Network: to.Network, IO: &to.IO, VMM: to.VMM,
 	}, total); err != nil {
 		return rec, err
 	}

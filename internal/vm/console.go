@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"banger/internal/guest/wire"
 )
 
 // consoleMax is how much a console file may hold before its beginning is dropped,
@@ -116,15 +118,35 @@ func agentSaid(console string) (reason string, ok bool) {
 	return strings.CutSuffix(strings.TrimSpace(line), "; powering off")
 }
 
-// rebooted tells, by what the kernel said last on the console, a guest that wanted to
-// start again from one that powered off: the VMM ends the same way.
+// rebooted tells, by what was said last on the console, a guest that wanted to start
+// again from one that powered off: the VMM ends the same way. Where a machine cannot be
+// switched off, the agent says that it is before it has it start again.
 func rebooted(console string) bool {
-	i := strings.LastIndex(console, "reboot: ")
-	return i >= 0 && strings.HasPrefix(console[i:], "reboot: Restarting system")
+	before, last := lastOf(console)
+	return strings.HasPrefix(last, "reboot: Restarting system") && !saysOff(before)
 }
 
 // poweredOff tells a guest that did, by the same.
 func poweredOff(console string) bool {
+	before, last := lastOf(console)
+	return strings.HasPrefix(last, "reboot: Power down") || strings.HasPrefix(last, "reboot: ") && saysOff(before)
+}
+
+// lastOf splits a console at the kernel's last words about the machine's end.
+func lastOf(console string) (before, last string) {
 	i := strings.LastIndex(console, "reboot: ")
-	return i >= 0 && strings.HasPrefix(console[i:], "reboot: Power down")
+	return console[:max(i, 0)], console[max(i, 0):]
+}
+
+// saysOff finds the agent's word as the last but one.
+func saysOff(before string) bool {
+	i := strings.LastIndex(before, "\n"+wire.OffWord)
+	return i >= 0 && strings.Count(before[i+1:], "\n") <= 3
+}
+
+// panicked finds why the guest's kernel gave up.
+func panicked(console string) (why string, ok bool) {
+	_, why, ok = strings.Cut(console, "Kernel panic - not syncing: ")
+	why, _, _ = strings.Cut(why, "\n")
+	return strings.TrimSpace(why), ok
 }

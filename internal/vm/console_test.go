@@ -89,6 +89,8 @@ func TestAgentSaid(t *testing.T) {
 
 func TestRebooted(t *testing.T) {
 	for console, want := range map[string]bool{
+		"\nbanger-agent: off\n[  1.6] reboot: Restarting system\r\n":                false,
+		"\nbanger-agent: off\nx\ny\nz\nmore\n[  1.6] reboot: Restarting system\r\n": true,
 		"":                                      false,
 		"[  1.6] reboot: Power down\r\n":        false,
 		"[  1.6] reboot: Restarting system\r\n": true,
@@ -97,6 +99,9 @@ func TestRebooted(t *testing.T) {
 	} {
 		if got := rebooted(console); got != want {
 			t.Errorf("%q: got %v", console, got)
+		}
+		if got := poweredOff(console); got != (!want && console != "") {
+			t.Errorf("%q: powered off: %v", console, got)
 		}
 	}
 }

@@ -51,7 +51,7 @@ func (s *Service) keepRecord(rec Record) {
 // readRecord reads the second copy of what the VM id is. What a record of an older
 // schema lacks, settle fills in.
 func (s *Service) readRecord(id string) (recordCopy, error) {
-	c := recordCopy{VM: Record{RootDisk: api.RootDiskOverlay}}
+	c := recordCopy{VM: Record{RootDisk: api.RootDiskOverlay, VMM: api.VMMAuto}}
 	if err := resource.ReadCopy(s.recordPath(id), recordSchema, &c); err != nil {
 		return c, err
 	}
@@ -64,6 +64,8 @@ func (s *Service) readRecord(id string) (recordCopy, error) {
 		return c, fmt.Errorf("%w: it tells of a network %q", resource.ErrDamaged, rec.Network)
 	case rec.RootDisk != api.RootDiskOverlay && rec.RootDisk != api.RootDiskSnapshot:
 		return c, fmt.Errorf("%w: it tells of a root disk %q", resource.ErrDamaged, rec.RootDisk)
+	case !rec.VMM.Known():
+		return c, fmt.Errorf("%w: it tells of a VMM %q", resource.ErrDamaged, rec.VMM)
 	}
 	return c, nil
 }

@@ -33,6 +33,9 @@ func death(exit vmm.Exit, cgroup, console string) string {
 	case rebooted(console):
 		return "the guest rebooted, which stops the VM"
 	}
+	if why, ok := panicked(console); ok && !poweredOff(console) {
+		return fmt.Sprintf("the guest's kernel panicked: %q", why)
+	}
 	return ""
 }
 

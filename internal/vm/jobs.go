@@ -96,12 +96,13 @@ type booted struct {
 
 // acquireRun acquires what a run needs of a VM that has its disks, on behalf of an owner
 // in the ledger, who is to give it back, also after an error, and describes the machine.
-func (s *Service) acquireRun(ctx context.Context, owner string, rec Record, r bootRoot, spec runSpec, watch *stopwatch) (vmm.Machine, vmm.Info, error) {
-	fail := func(err error) (vmm.Machine, vmm.Info, error) { return vmm.Machine{}, vmm.Info{}, err }
-	info, err := s.driver.Check(ctx)
+func (s *Service) acquireRun(ctx context.Context, owner string, rec Record, r bootRoot, spec *runSpec, watch *stopwatch) (vmm.Machine, vmm.Engine, error) {
+	fail := func(err error) (vmm.Machine, vmm.Engine, error) { return vmm.Machine{}, vmm.Engine{}, err }
+	engine, err := s.engines.Choose(ctx, rec.VMM)
 	if err != nil {
 		return fail(err)
 	}
+	spec.Engine, spec.Why = engine.Name(), engine.Why
 	watch.lap("engine") // slow the first time
 	runDir, cgroup := "vm/"+resource.RandomName(4), s.cgroups.Name(resource.RandomName(4))
 	if _, err := s.ledger.Acquire(ctx, owner, KindRunDir, runDir, spec); err != nil {
@@ -117,24 +118,24 @@ func (s *Service) acquireRun(ctx context.Context, owner string, rec Record, r bo
 		}
 		watch.lap(c.step())
 	}
-	if _, err := s.ledger.Acquire(ctx, owner, KindCgroup, cgroup, s.limits(rec, info)); err != nil {
+	if _, err := s.ledger.Acquire(ctx, owner, KindCgroup, cgroup, s.limits(rec, engine.Info)); err != nil {
 		return fail(err)
 	}
 	watch.lap("cgroup")
 	m, err := s.machine(ctx, owner, rec, r, runDir, cgroup)
-	return m, info, err
+	return m, engine, err
 }
 
 // boot starts the machine of a VM that has its disks, on behalf of an owner in the
 // ledger, who is to give back what it acquired, also after an error.
 func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot, watch *stopwatch, report api.Reporter) (booted, error) {
 	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now(), Agent: s.agent, Console: s.consoleSize(rec.ID)}
-	m, info, err := s.acquireRun(ctx, owner, rec, r, spec, watch)
+	m, engine, err := s.acquireRun(ctx, owner, rec, r, &spec, watch)
 	if err != nil {
 		return booted{}, err
 	}
 	report(api.Progress{Step: "boot"})
-	inst, err := s.driver.Start(ctx, m)
+	inst, err := engine.Start(ctx, m)
 	if err != nil {
 		return booted{}, err
 	}
@@ -153,7 +154,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 	failpoint.Reach("vm", "connected")
 	watch.split("agent", health.Uptime-health.Started)
 	return booted{
-		inst: inst, engine: s.driver.Name() + "/" + info.Accel, spec: spec, disks: m.Disks, cgroup: m.Cgroup,
+		inst: inst, engine: engine.String(), spec: spec, disks: m.Disks, cgroup: m.Cgroup,
 		conn: conn, health: health, steps: watch.steps,
 	}, nil
 }
@@ -265,9 +266,13 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 	if runDir == "" || cgroup == "" {
 		return nil, errors.New("no VMM was started")
 	}
-	engine := s.driver.Name()
-	if info, err := s.driver.Check(ctx); err == nil {
-		engine += "/" + info.Accel
+	driver, err := s.engines.Named(spec.engine())
+	if err != nil {
+		return nil, err
+	}
+	engine := driver.Name()
+	if info, err := driver.Check(ctx); err == nil {
+		engine = vmm.Engine{Driver: driver, Info: info}.String()
 	}
 	for _, c := range s.capabilities {
 		if err := c.adopt(ctx, runOwnerOf(rec.ID), rec); err != nil {
@@ -279,7 +284,7 @@ func (s *Service) adopt(ctx context.Context, rec Record) (*live, error) {
 		s.log.Error("describe a VM that runs", "vm", rec.Name, "err", err)
 		m = s.frame(rec, runDir, cgroup)
 	}
-	inst, err := s.driver.Attach(ctx, m)
+	inst, err := driver.Attach(ctx, m)
 	if err != nil {
 		return nil, err
 	}

@@ -100,7 +100,7 @@ func TestRefusals(t *testing.T) {
 }
 
 func TestValidate(t *testing.T) {
-	good := api.CreateVM{Name: "api", CPUs: 1, Memory: 512 << 20, RootSize: 1 << 30, DiskSize: new(int64), RootDisk: api.RootDiskOverlay, Network: api.NetworkNone}
+	good := api.CreateVM{Name: "api", CPUs: 1, Memory: 512 << 20, RootSize: 1 << 30, DiskSize: new(int64), RootDisk: api.RootDiskOverlay, VMM: api.VMMAuto, Network: api.NetworkNone}
 	const host = 1 << 30
 	if err := validate("create", good, host); err != nil {
 		t.Fatal(err)
@@ -118,6 +118,7 @@ func TestValidate(t *testing.T) {
 		"a tiny root":          func(r *api.CreateVM) { r.RootSize = 1 },
 		"a tiny work disk":     func(r *api.CreateVM) { r.DiskSize = new(int64(1)) },
 		"an unknown network":   func(r *api.CreateVM) { r.Network = "wifi" },
+		"an unknown VMM":       func(r *api.CreateVM) { r.VMM = "xen" },
 		"an unknown root disk": func(r *api.CreateVM) { r.RootDisk = "floppy" },
 		"a root without end":   func(r *api.CreateVM) { r.RootSize = 1 << 60 },
 		"a name of 64 letters": func(r *api.CreateVM) { r.Name = "a234567890123456789012345678901234567890123456789012345678901234" },

@@ -18,6 +18,7 @@ import (
 
 const (
 	bootTimeout   = 90 * time.Second // from the VMM's start to the agent's answer
+	channelPace   = time.Second      // least time between two channels: a guest may break each at once
 	agentPatience = 10 * time.Second // how long a request waits for a channel that is being made anew
 )
 
@@ -106,12 +107,18 @@ func (l *live) keep(ctx context.Context) {
 	for {
 		if conn := l.connection(); conn != nil {
 			watch.Go(func() { l.watchHealth(ctx, conn) })
+			next := time.Now().Add(channelPace)
 			lives := l.awaitBreak(ctx, conn)
 			conn.Close()
 			if !lives {
 				return
 			}
 			l.unset()
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Until(next)):
+			}
 		}
 		if !l.awaitTurn(ctx) {
 			return

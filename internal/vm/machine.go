@@ -1,6 +1,7 @@
 package vm
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -23,6 +24,8 @@ type runSpec struct {
 	CPUs    int
 	Memory  int64 // bytes
 	Started time.Time
+	Engine  string // the driver's name; empty where an earlier version, which had QEMU alone, did not note it
+	Why     string // it was chosen
 	Agent   string // build of the agent; empty where an earlier version did not note it
 	Console int64  // bytes that the console file had then
 }
@@ -37,11 +40,17 @@ func (r runSpec) differs(rec Record, agent string) []string {
 	if r.Memory != rec.Memory {
 		names = append(names, "memory")
 	}
+	if rec.VMM != api.VMMAuto && string(rec.VMM) != r.engine() {
+		names = append(names, "vmm")
+	}
 	if r.Agent != agent {
 		names = append(names, "agent")
 	}
 	return names
 }
+
+// engine is the name of the driver that started it.
+func (r runSpec) engine() string { return cmp.Or(r.Engine, string(api.VMMQEMU)) }
 
 // diskNames are the names in the ledger of the disks of a VM; empty where it has none.
 type diskNames struct {

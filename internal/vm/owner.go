@@ -408,13 +408,14 @@ func (o *owner) view() api.VM {
 	r := o.rec
 	v := api.VM{
 		ID: r.ID, Name: r.Name, Owner: r.Owner, State: o.state, Image: r.Image, ImageID: r.ImageID, Kernel: r.Kernel,
-		CPUs: r.CPUs, Memory: r.Memory, RootDisk: r.RootDisk, RootSize: r.RootSize, DiskSize: r.DiskSize, Network: r.Network, NAT: r.NAT, IO: r.IO, MAC: r.MAC, Init: r.Init,
+		CPUs: r.CPUs, Memory: r.Memory, RootDisk: r.RootDisk, RootSize: r.RootSize, DiskSize: r.DiskSize, Network: r.Network, NAT: r.NAT, IO: r.IO, VMM: r.VMM, MAC: r.MAC, Init: r.Init,
 		Ephemeral: r.Ephemeral, Created: r.Created, LastError: r.LastError,
 	}
 	if r.IP.IsValid() {
 		v.IP = r.IP.String()
 	}
 	if o.live != nil {
+		v.EngineWhy = o.live.spec.Why
 		v.Engine, v.PID, v.Agent = o.live.engine, o.live.inst.PID(), o.live.agentVersion()
 		v.Started = &o.live.spec.Started
 		v.Steps = o.live.steps

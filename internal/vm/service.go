@@ -41,7 +41,7 @@ type Config struct {
 	Snapshots    *disk.Snapshots
 	Network      *network.Network
 	UIDs         UIDs // for the VMMs
-	Driver       vmm.Driver
+	Engines      vmm.Engines
 	Operations   *operation.Registry
 	Room         space.Room // for the disks
 	StateDir     string
@@ -65,7 +65,7 @@ type Service struct {
 	works        *disk.Disks
 	bases        *disk.Disks
 	cows         *disk.Disks
-	driver       vmm.Driver
+	engines      vmm.Engines
 	ops          *operation.Registry
 	room         space.Room
 	stateDir     string
@@ -93,7 +93,7 @@ type Service struct {
 func New(c Config) *Service {
 	s := &Service{
 		store: c.Store, assets: c.Assets, ledger: c.Ledger, dirs: c.Dirs, network: c.Network, runDirs: c.RunDirs, cgroups: c.Cgroups,
-		uppers: c.Uppers, works: c.Works, bases: c.Bases, cows: c.Cows, snapshots: c.Snapshots, filling: make(chan struct{}, 1), driver: c.Driver,
+		uppers: c.Uppers, works: c.Works, bases: c.Bases, cows: c.Cows, snapshots: c.Snapshots, filling: make(chan struct{}, 1), engines: c.Engines,
 		ops: c.Operations, room: c.Room, stateDir: c.StateDir, agent: c.Agent, installation: c.Installation, defaults: c.Defaults, log: c.Log, leaseGrace: leaseGrace, restarted: map[string]runSpec{}, owners: map[string]*owner{},
 	}
 	s.capabilities = []capability{
@@ -342,6 +342,7 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	r.CPUs = cmp.Or(r.CPUs, s.defaults.CPUs)
 	r.Memory = roundDown(cmp.Or(r.Memory, s.defaults.Memory))
 	r.RootDisk = cmp.Or(r.RootDisk, s.defaults.RootDisk)
+	r.VMM = cmp.Or(r.VMM, s.defaults.VMM, api.VMMAuto)
 	r.RootSize = roundUp(cmp.Or(r.RootSize, s.defaults.RootSize))
 	diskSize := roundUp(*cmp.Or(r.DiskSize, s.defaults.DiskSize))
 	r.DiskSize = &diskSize
@@ -375,7 +376,7 @@ func (s *Service) newRecord(ctx context.Context, caller uint32, r api.CreateVM) 
 	}
 	rec, err := s.settle(ctx, Record{
 		ID: resource.RandomName(6), Name: r.Name, Owner: caller, Image: r.Image, ImageID: imageID, Kernel: kernel,
-		CPUs: r.CPUs, Memory: r.Memory, RootDisk: r.RootDisk, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, NAT: nat, IO: io,
+		CPUs: r.CPUs, Memory: r.Memory, RootDisk: r.RootDisk, RootSize: r.RootSize, DiskSize: diskSize, Network: r.Network, NAT: nat, IO: io, VMM: r.VMM,
 		Init: r.Init, Ephemeral: r.Ephemeral, Wanted: WantStopped,
 		Sync: resource.RandomName(16), MachineID: resource.RandomName(16), Created: time.Now(),
 	})

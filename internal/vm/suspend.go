@@ -87,7 +87,7 @@ func (s *Service) snapshot(ctx context.Context, rec Record, l *live, report api.
 	if err := s.room.Admit(fmt.Sprintf("suspend VM %q", rec.Name), snapshotSize(l)); err != nil {
 		return err
 	}
-	info, err := s.driver.Check(ctx)
+	engine, err := s.engines.Choose(ctx, api.VMM(l.spec.engine()))
 	if err != nil {
 		return err
 	}
@@ -114,7 +114,7 @@ func (s *Service) snapshot(ctx context.Context, rec Record, l *live, report api.
 	if err != nil {
 		return err
 	}
-	of, err := vmm.Describe(s.driver, info, m)
+	of, err := vmm.Describe(engine, m)
 	if err == nil {
 		err = of.Seal(dir)
 	}
@@ -127,7 +127,7 @@ func (s *Service) snapshot(ctx context.Context, rec Record, l *live, report api.
 // of is what the machine was made of that was started with r, of a VM that may have
 // become something else since.
 func (r runSpec) of(rec Record) Record {
-	rec.CPUs, rec.Memory = r.CPUs, r.Memory
+	rec.CPUs, rec.Memory, rec.VMM = r.CPUs, r.Memory, api.VMM(r.engine())
 	return rec
 }
 
@@ -203,11 +203,11 @@ func (s *Service) wake(ctx context.Context, o *owner, rec Record, watch *stopwat
 		return nil, err
 	}
 	spec.Console = s.consoleSize(rec.ID)
-	m, info, err := s.acquireRun(ctx, runOwnerOf(rec.ID), spec.of(rec), s.rootOf(rec), spec, watch)
+	m, engine, err := s.acquireRun(ctx, runOwnerOf(rec.ID), spec.of(rec), s.rootOf(rec), &spec, watch)
 	if err != nil {
 		return nil, err
 	}
-	now, err := vmm.Describe(s.driver, info, m)
+	now, err := vmm.Describe(engine, m)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +215,7 @@ func (s *Service) wake(ctx context.Context, o *owner, rec Record, watch *stopwat
 		return nil, api.Errorf(api.CodeConflict, "its snapshot does not fit any more: %w", err).WithHint("%s", wakeHint(rec))
 	}
 	report(api.Progress{Step: "read memory"})
-	inst, err := s.driver.Restore(ctx, m, s.dirs.Path(ref.Name))
+	inst, err := engine.Restore(ctx, m, s.dirs.Path(ref.Name))
 	if err != nil {
 		if api.CodeOf(err) != api.CodeInternal && ctx.Err() == nil {
 			err = api.Errorf(api.CodeOf(err), "%w", err).WithHint("%s", wakeHint(rec))
@@ -239,7 +239,7 @@ func (s *Service) wake(ctx context.Context, o *owner, rec Record, watch *stopwat
 	if err != nil {
 		return nil, errors.Join(err, inst.Close())
 	}
-	b := booted{inst: inst, engine: s.driver.Name() + "/" + info.Accel, spec: spec, disks: m.Disks, cgroup: m.Cgroup}
+	b := booted{inst: inst, engine: engine.String(), spec: spec, disks: m.Disks, cgroup: m.Cgroup}
 	dropped := make(chan error, 1) // while the guest is waited for
 	go func() { dropped <- s.dropSnapshots(rec.ID) }()
 	if b.conn, b.health, err = s.connectWithin(ctx, wakePatience, inst, rec); err != nil { // it is not ended for that: nobody could have its memory again

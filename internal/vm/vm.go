@@ -59,7 +59,8 @@ type Record struct {
 	DiskSize  int64 // bytes of the work disk; 0 for none
 	Network   api.Network
 	NAT       bool
-	IO        api.IO     // of its disks
+	IO        api.IO // of its disks
+	VMM       api.VMM
 	IP        netip.Addr // the zero Addr where it has none
 	MAC       string
 	Init      bool
@@ -161,6 +162,8 @@ func validate(what string, r api.CreateVM, hostMemory int64) error {
 		return bad("work disk of %d MiB", *r.DiskSize>>20).WithHint("--disk takes %dM to %dT, or 0 for none", minDiskSize>>20, int64(maxDiskSize)>>40)
 	case r.RootDisk != api.RootDiskOverlay && r.RootDisk != api.RootDiskSnapshot:
 		return bad("root disk %q", r.RootDisk).WithHint("--root-disk takes overlay or dm-snapshot")
+	case !r.VMM.Known():
+		return bad("VMM %q", r.VMM).WithHint("--vmm takes auto, firecracker or qemu")
 	case r.IO != nil && (r.IO.ReadBPS < 0 || r.IO.WriteBPS < 0 || r.IO.ReadIOPS < 0 || r.IO.WriteIOPS < 0):
 		return bad("a limit of its disks is negative").WithHint("--io takes numbers that are more than 0")
 	case r.Network != api.NetworkBridge && r.Network != api.NetworkNone:

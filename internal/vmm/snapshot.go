@@ -46,8 +46,8 @@ type SnapshotFile struct {
 }
 
 // Describe says what a snapshot of a machine would be of, here and now.
-func Describe(d Driver, info Info, m Machine) (Snapshot, error) {
-	s := Snapshot{Driver: d.Name(), Version: info.Version, Accel: info.Accel, CPUs: m.CPUs, Memory: m.Memory}
+func Describe(e Engine, m Machine) (Snapshot, error) {
+	s := Snapshot{Driver: e.Name(), Version: e.Info.Version, Accel: e.Info.Accel, CPUs: m.CPUs, Memory: m.Memory}
 	var err error
 	if s.CPU, s.Features, err = linux.CPU(); err != nil {
 		return s, err
