@@ -23,7 +23,7 @@ import (
 func TestHostileGuests(t *testing.T) {
 	for _, behaviour := range []string{"refuses", "says nothing", "garbage", "endless", "large headers", "flood", "never ready", "eager"} {
 		t.Run(behaviour, func(t *testing.T) {
-			inst := start(t, newDriver(t, fakeSetup{Guest: behaviour}, Options{NoJail: true}), newMachine(t))
+			inst := start(t, newDriver(t, fakeSetup{Guest: behaviour, Unchecked: true}, Options{NoJail: true}), newMachine(t))
 			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 			defer cancel()
 			began := time.Now()
@@ -51,7 +51,7 @@ func TestHostileGuests(t *testing.T) {
 
 // A thousand connections at the same time all get what is theirs.
 func TestStreams(t *testing.T) {
-	inst := start(t, newDriver(t, fakeSetup{}, Options{}), newMachine(t))
+	inst := start(t, newDriver(t, fakeSetup{Unchecked: true}, Options{}), newMachine(t))
 	connect(t, inst)
 	var all sync.WaitGroup
 	for n := range 1000 {
@@ -80,7 +80,7 @@ func TestStreams(t *testing.T) {
 
 // What nobody reads does not pile up: the writer waits.
 func TestBackpressure(t *testing.T) {
-	inst := start(t, newDriver(t, fakeSetup{Guest: "slow"}, Options{NoJail: true}), newMachine(t))
+	inst := start(t, newDriver(t, fakeSetup{Guest: "slow", Unchecked: true}, Options{NoJail: true}), newMachine(t))
 	conn, err := inst.Dial(ctxOf(t))
 	must(t, err)
 	defer conn.Close()
@@ -99,7 +99,7 @@ func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 func TestAttachWhileBooting(t *testing.T) {
 	for behaviour, ready := range map[string]bool{"": true, "late": true, "never ready, refuses": false} {
 		t.Run(behaviour, func(t *testing.T) {
-			d := newDriver(t, fakeSetup{Guest: behaviour}, Options{})
+			d := newDriver(t, fakeSetup{Guest: behaviour, Unchecked: true}, Options{})
 			m := newMachine(t)
 			inst := start(t, d, m)
 			must(t, inst.Close()) // the daemon ends
@@ -121,7 +121,7 @@ func TestAttachWhileBooting(t *testing.T) {
 
 // A Firecracker that nobody has described a machine to is not one to take up.
 func TestAttachToHalfStarted(t *testing.T) {
-	d := newDriver(t, fakeSetup{}, Options{})
+	d := newDriver(t, fakeSetup{Unchecked: true}, Options{})
 	m := newMachine(t)
 	_, err := d.Check(t.Context())
 	must(t, err)
@@ -170,7 +170,7 @@ func TestSaysOff(t *testing.T) {
 
 // A kernel that has switched its machine off has its VMM end.
 func TestOff(t *testing.T) {
-	inst := start(t, newDriver(t, fakeSetup{}, Options{}), newMachine(t))
+	inst := start(t, newDriver(t, fakeSetup{Unchecked: true}, Options{}), newMachine(t))
 	connect(t, inst)
 	must(t, inst.PowerButton(t.Context()))
 	if exit := awaitExit(t, inst); exit != (vmm.Exit{Known: true, At: exit.At}) {

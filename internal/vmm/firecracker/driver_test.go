@@ -306,7 +306,7 @@ func TestRefusedBefore(t *testing.T) {
 
 // More devices than there is room for on one bus are on the other.
 func TestManyDisks(t *testing.T) {
-	d := newDriver(t, fakeSetup{}, Options{})
+	d := newDriver(t, fakeSetup{Unchecked: true}, Options{})
 	m := newMachine(t)
 	m.Disks = append(m.Disks, slices.Repeat(m.Disks[:1], 24)...)
 	connect(t, start(t, d, m))
@@ -322,7 +322,7 @@ func TestUnknownWords(t *testing.T) {
 
 // A VMM that ends by itself is seen to, with how and its last words.
 func TestDeath(t *testing.T) {
-	d := newDriver(t, fakeSetup{Guest: "panics"}, Options{})
+	d := newDriver(t, fakeSetup{Guest: "panics", Unchecked: true}, Options{})
 	m := newMachine(t)
 	must(t, os.WriteFile(m.Log, []byte("what an earlier run said\n"), 0o600))
 	exit := awaitExit(t, start(t, d, m))
@@ -336,7 +336,7 @@ func TestDeath(t *testing.T) {
 
 // The agent's power-off ends the VMM.
 func TestPowerOff(t *testing.T) {
-	inst := start(t, newDriver(t, fakeSetup{}, Options{}), newMachine(t))
+	inst := start(t, newDriver(t, fakeSetup{Unchecked: true}, Options{}), newMachine(t))
 	must(t, connect(t, inst).PowerOff(t.Context()))
 	if exit := awaitExit(t, inst); !exit.Known || exit.Code != 0 || exit.Signal != "" {
 		t.Errorf("exited as %+v", exit)
@@ -345,7 +345,7 @@ func TestPowerOff(t *testing.T) {
 
 // A start that is cancelled leaves no process.
 func TestCancelledStart(t *testing.T) {
-	d := newDriver(t, fakeSetup{}, Options{})
+	d := newDriver(t, fakeSetup{Unchecked: true}, Options{})
 	m := newMachine(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -358,7 +358,7 @@ func TestCancelledStart(t *testing.T) {
 
 // A snapshot of which something is missing is refused.
 func TestDamagedSnapshot(t *testing.T) {
-	d := newDriver(t, fakeSetup{}, Options{})
+	d := newDriver(t, fakeSetup{Unchecked: true}, Options{})
 	m := newMachine(t)
 	inst := start(t, d, m)
 	connect(t, inst)

@@ -33,6 +33,8 @@ type fakeSetup struct {
 	Spec    json.RawMessage   `json:",omitempty"` // the API's description (OpenAPI 3); none where the host lacks it
 	Faults  map[string]string // by "PUT /path": what it is refused with
 	Guest   string            // what its guest does: "" is an agent; see guest
+
+	Unchecked bool // requests are not compared with the description, which takes its time
 }
 
 const fakeMark = "\n-- a fake Firecracker --\n"
@@ -62,7 +64,9 @@ func fakes(t *testing.T, setup fakeSetup) string {
 	if setup.Version == "" {
 		setup.Version = "1.16.1"
 	}
-	setup.Spec = spec(t)
+	if !setup.Unchecked {
+		setup.Spec = spec(t)
+	}
 	trailer, err := json.Marshal(setup)
 	if err != nil {
 		t.Fatal(err)
@@ -76,10 +80,12 @@ func fakes(t *testing.T, setup fakeSetup) string {
 		t.Fatal(err)
 	}
 	dir := t.TempDir()
-	for _, name := range []string{"firecracker", "jailer"} {
-		if err := os.WriteFile(filepath.Join(dir, name), slices.Concat(text, []byte(fakeMark), trailer), 0o755); err != nil {
-			t.Fatal(err)
-		}
+	err = os.WriteFile(filepath.Join(dir, "firecracker"), slices.Concat(text, []byte(fakeMark), trailer), 0o755)
+	if err == nil {
+		err = os.Link(filepath.Join(dir, "firecracker"), filepath.Join(dir, "jailer"))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	return filepath.Join(dir, "firecracker")
 }

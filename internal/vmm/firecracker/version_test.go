@@ -46,7 +46,7 @@ func TestVersions(t *testing.T) {
 // What is no Firecracker, is none any more, or is one that does not serve, is told from
 // one that does, with the next step.
 func TestCheck(t *testing.T) {
-	good := fakes(t, fakeSetup{})
+	good := fakes(t, fakeSetup{Unchecked: true})
 	whole, err := os.ReadFile(good)
 	must(t, err)
 	file := func(content []byte, mode os.FileMode) string {
@@ -63,10 +63,10 @@ func TestCheck(t *testing.T) {
 		"no jail":        {Options{Binary: good, Jailer: "/none", NoJail: true}, "as root", true},
 		"missing":        {Options{Binary: good + "x"}, "look for Firecracker", false},
 		"no jailer":      {Options{Binary: file(whole, 0o755)}, "look for Firecracker's jailer", false},
-		"other jailer":   {Options{Binary: good, Jailer: fakes(t, fakeSetup{Version: "1.15.0"})}, `not Jailer and a version`, false},
-		"older jailer":   {Options{Binary: good, Jailer: filepath.Join(filepath.Dir(fakes(t, fakeSetup{Version: "1.15.0"})), "jailer")}, "is of version 1.15.0", false},
-		"too old":        {Options{Binary: fakes(t, fakeSetup{Version: "1.11.0"})}, "older than 1.12", false},
-		"newer":          {Options{Binary: fakes(t, fakeSetup{Version: "1.18.0"})}, "newer than 1.16", true},
+		"other jailer":   {Options{Binary: good, Jailer: fakes(t, fakeSetup{Version: "1.15.0", Unchecked: true})}, `not Jailer and a version`, false},
+		"older jailer":   {Options{Binary: good, Jailer: filepath.Join(filepath.Dir(fakes(t, fakeSetup{Version: "1.15.0", Unchecked: true})), "jailer")}, "is of version 1.15.0", false},
+		"too old":        {Options{Binary: fakes(t, fakeSetup{Version: "1.11.0", Unchecked: true})}, "older than 1.12", false},
+		"newer":          {Options{Binary: fakes(t, fakeSetup{Version: "1.18.0", Unchecked: true})}, "newer than 1.16", true},
 		"cut off":        {Options{Binary: file(whole[:len(whole)/2], 0o755), NoJail: true}, "cut off", false},
 		"cut off early":  {Options{Binary: file(whole[:20], 0o755), NoJail: true}, "cut off", false},
 		"empty":          {Options{Binary: file(nil, 0o755), NoJail: true}, "no ELF program", false},
@@ -96,11 +96,11 @@ func TestCheck(t *testing.T) {
 
 // A program that is replaced is looked at again.
 func TestCheckAgain(t *testing.T) {
-	path := fakes(t, fakeSetup{Version: "1.14.0"})
+	path := fakes(t, fakeSetup{Version: "1.14.0", Unchecked: true})
 	d := driverOf(Options{Binary: path, NoJail: true})
 	before, err := d.Check(t.Context())
 	must(t, err)
-	text, err := os.ReadFile(fakes(t, fakeSetup{Version: "1.16.1"}))
+	text, err := os.ReadFile(fakes(t, fakeSetup{Version: "1.16.1", Unchecked: true}))
 	must(t, err)
 	must(t, os.Remove(path))
 	must(t, os.WriteFile(path, text, 0o755))
