@@ -29,7 +29,7 @@ import (
 const ownMemory = 64 << 20
 
 const (
-	startTimeout   = 20 * time.Second
+	startTimeout   = time.Minute
 	restoreTimeout = 5 * time.Minute // it reads the guest's memory, from a disk
 )
 

@@ -135,7 +135,7 @@ func (i *instance) boot(ctx context.Context) error {
 	if err := failpoint.Pass("firecracker", "configured"); err != nil {
 		return err
 	}
-	return i.api.put(ctx, "/actions", action{"InstanceStart"})
+	return i.api.do(ctx, startTimeout, "PUT", "/actions", action{"InstanceStart"}, nil) // it loads the kernel
 }
 
 // request is a PUT.
