@@ -157,7 +157,7 @@ func shake(c net.Conn, port int) error {
 		}
 		reply = append(reply, b[0])
 	}
-	return fmt.Errorf("Firecracker answers %q", reply)
+	return fmt.Errorf("the VMM answers %q", reply)
 }
 
 // stands says whether a socket is there whose owner does not accept connections for the

@@ -233,8 +233,8 @@ func (f *fakeVMM) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // The words of Firecracker 1.16.1.
 var (
-	errStarted    = errors.New("The requested operation is not supported after starting the microVM.")
-	errNotStarted = errors.New("The requested operation is not supported before starting the microVM.")
+	errStarted    = &fault{"The requested operation is not supported after starting the microVM."}
+	errNotStarted = &fault{"The requested operation is not supported before starting the microVM."}
 )
 
 // answer does what a request asks for.
