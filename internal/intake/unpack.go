@@ -18,8 +18,8 @@ import (
 	"banger/api"
 )
 
-// maxMemory, which gzip and lz4 never reach, bounds the window of zstd and the dictionary
-// of xz, in bytes. It suffices for what `xz -7` (16 MiB) and `zstd -19` (8 MiB) make.
+// maxMemory is what Open has, in bytes, for the window of zstd or the dictionary of xz;
+// gzip and lz4 need less. It suffices for what `xz -7` (16 MiB) and `zstd -19` (8 MiB) make.
 const maxMemory = 16 << 20
 
 const bufferSize = 256 << 10
@@ -49,18 +49,21 @@ var magics = []struct {
 // Open returns the content of r, which is to be closed, and how it was compressed. A
 // stream that ends too early gives io.ErrUnexpectedEOF; one that needs too much memory
 // an api.Error, invalid. An error of r is passed on.
-func Open(r io.Reader) (io.ReadCloser, Format, error) {
+func Open(r io.Reader) (io.ReadCloser, Format, error) { return OpenWithin(r, maxMemory) }
+
+// OpenWithin is Open with memory bytes for the window or the dictionary.
+func OpenWithin(r io.Reader, memory int) (io.ReadCloser, Format, error) {
 	b := bufio.NewReaderSize(r, bufferSize)
 	magic, err := b.Peek(6)
 	if err != nil && err != io.EOF {
 		return nil, Plain, err
 	}
 	format := FormatOf(magic)
-	plain, err := open(b, format)
+	plain, err := open(b, format, memory)
 	if err != nil {
-		return nil, format, explain(format, err)
+		return nil, format, explain(format, memory, err)
 	}
-	return &reader{plain, format}, format, nil
+	return &reader{plain, format, memory}, format, nil
 }
 
 // FormatOf tells how a stream is compressed that begins with head, of which it wants
@@ -74,18 +77,18 @@ func FormatOf(head []byte) Format {
 	return Plain
 }
 
-func open(r io.Reader, format Format) (io.ReadCloser, error) {
+func open(r io.Reader, format Format, memory int) (io.ReadCloser, error) {
 	switch format {
 	case Gzip:
 		return gzip.NewReader(r)
 	case Zstd:
-		z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(maxMemory), zstd.WithDecoderMaxWindow(maxMemory), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
+		z, err := zstd.NewReader(r, zstd.WithDecoderMaxMemory(uint64(memory)), zstd.WithDecoderMaxWindow(uint64(memory)), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true))
 		if err != nil {
 			return nil, err
 		}
 		return z.IOReadCloser(), nil
 	case XZ:
-		z, err := xz.NewReader(r, maxMemory)
+		z, err := xz.NewReader(r, uint32(memory))
 		return io.NopCloser(z), err
 	case LZ4:
 		return io.NopCloser(lz4.NewReader(r)), nil
@@ -96,21 +99,22 @@ func open(r io.Reader, format Format) (io.ReadCloser, error) {
 type reader struct {
 	io.ReadCloser
 	format Format
+	memory int
 }
 
 func (r *reader) Read(p []byte) (int, error) {
 	n, err := r.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
-		err = explain(r.format, err)
+		err = explain(r.format, r.memory, err)
 	}
 	return n, err
 }
 
 // explain gives the libraries' errors a meaning that they share.
-func explain(format Format, err error) error {
+func explain(format Format, memory int, err error) error {
 	switch {
 	case errors.Is(err, xz.ErrMemlimit) || errors.Is(err, zstd.ErrWindowSizeExceeded) || errors.Is(err, zstd.ErrDecoderSizeExceeded):
-		return api.Errorf(api.CodeInvalid, "its %s stream needs more than %d MiB of memory to unpack", format, maxMemory>>20).
+		return api.Errorf(api.CodeInvalid, "its %s stream needs more than %d MiB of memory to unpack", format, memory>>20).
 			WithHint("compress it with a smaller dictionary, as xz -7 and zstd -19 do")
 	case errors.Is(err, xz.ErrBuf):
 		return fmt.Errorf("%s: %w", format, io.ErrUnexpectedEOF)

@@ -76,6 +76,22 @@ func TestFormats(t *testing.T) {
 	}
 }
 
+func TestOpenWithin(t *testing.T) {
+	want := bytes.Repeat([]byte("some text that repeats "), 50_000)
+	packed := pack(t, want, "xz", "-9") // a dictionary of 64 MiB
+	r, format, err := OpenWithin(bytes.NewReader(packed), 64<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := io.ReadAll(r); err != nil || format != XZ || !bytes.Equal(got, want) {
+		t.Errorf("%d bytes of %d, %s, %v", len(got), len(want), format, err)
+	}
+	if _, _, err := unpack(packed); api.CodeOf(err) != api.CodeInvalid {
+		t.Errorf("with less memory: %v", err)
+	}
+}
+
 // xzDeclaring is the head of an .xz file whose block declares an LZMA2 dictionary of
 // the given code: (2 | code&1) << (code/2 + 11) bytes, 40 being 4 GiB - 1.
 func xzDeclaring(code byte) []byte {

@@ -94,7 +94,7 @@ func unpackDeb(r io.Reader, root *os.Root) error {
 // unpackData unpacks a data.tar, which is all of the member if exact, to its very end, so that a truncated one is found out
 // and the checksums of its compression are verified.
 func unpackData(member *io.LimitedReader, root *os.Root, exact bool) error {
-	data, _, err := intake.Open(member)
+	data, _, err := intake.OpenWithin(member, maxWindow)
 	if err != nil {
 		return err
 	}

@@ -78,7 +78,7 @@ func (t *tree) load(name string) ([]byte, error) {
 		return nil, err
 	}
 	defer f.Close()
-	r, _, err := intake.Open(f)
+	r, _, err := intake.OpenWithin(f, maxWindow)
 	if err != nil {
 		return nil, fmt.Errorf("module %s: %w", file, err)
 	}

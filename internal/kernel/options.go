@@ -88,7 +88,7 @@ func configIn(vmlinux []byte) ([]byte, error) {
 		return nil, api.Errorf(api.CodeInvalid, "it does not tell its configuration (it is built without CONFIG_IKCONFIG)").
 			WithHint("give the .config that it was built with: --config FILE")
 	}
-	plain, _, err := intake.Open(bytes.NewReader(packed))
+	plain, _, err := intake.OpenWithin(bytes.NewReader(packed), maxWindow)
 	if err != nil {
 		return nil, api.Errorf(api.CodeInvalid, "read the configuration in it: %w", err)
 	}

@@ -12,6 +12,10 @@ import (
 // maxVmlinux bounds an unpacked kernel, in bytes.
 const maxVmlinux = 256 << 20
 
+// maxWindow is the memory, in bytes, that a compressed stream of a package or a kernel may
+// need: kernels have dictionaries of 32 MiB and more, packages those of xz -9, 64 MiB.
+const maxWindow = 128 << 20
+
 // Offsets in the setup header of a bzImage; Documentation/arch/x86/boot.rst.
 const (
 	setupSects    = 0x1f1
@@ -43,7 +47,7 @@ func extractVmlinux(image []byte) ([]byte, error) {
 	}
 	// The last four bytes are the unpacked size, appended by the kernel's build.
 	payload := image[start:end]
-	unpacked, format, err := intake.Open(bytes.NewReader(payload))
+	unpacked, format, err := intake.OpenWithin(bytes.NewReader(payload), maxWindow)
 	if err != nil {
 		return nil, bad("unpack its payload: %w", err)
 	}
