@@ -7,6 +7,7 @@ import (
 	"io"
 	"regexp"
 	"runtime"
+	"time"
 
 	"banger/api"
 )
@@ -80,7 +81,7 @@ func (a Artifact) chainIDs() (diffs, chains []string, err error) {
 func plainConfig(diff string) imageConfig {
 	c := imageConfig{Architecture: runtime.GOARCH, OS: "linux"}
 	c.RootFS.Type, c.RootFS.DiffIDs = "layers", []string{diff}
-	c.History = []historyLine{{CreatedBy: "banger image import"}} // builders refuse a layer without one
+	c.History = []historyLine{{Created: &time.Time{}, CreatedBy: "banger image import"}} // builders refuse a layer without one
 	return c
 }
 

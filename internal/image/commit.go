@@ -147,7 +147,7 @@ func committed(below string, whole bool, diff string, now time.Time) ([]byte, er
 	}
 	rootfs.Type, rootfs.DiffIDs = "layers", append(slices.Clone(rootfs.DiffIDs), diff)
 	if len(history) == 0 && len(rootfs.DiffIDs) > 1 { // else the new line would be taken for that of the first layer
-		history = make([]historyLine, len(rootfs.DiffIDs)-1)
+		history = slices.Repeat([]historyLine{{Created: &time.Time{}}}, len(rootfs.DiffIDs)-1)
 	}
 	now = now.UTC()
 	history = append(slices.Clone(history), historyLine{Created: &now, CreatedBy: committedBy})

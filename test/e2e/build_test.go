@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"banger/api"
 	"banger/internal/hosttest"
 )
 
@@ -51,10 +52,10 @@ func TestBuild(t *testing.T) {
 	for name, content := range map[string]string{
 		"Dockerfile": `ARG V=0
 FROM team/base:$V AS compile
-COPY src /src
-RUN cat /src/one /src/two >/both; ls /src >/list
 ARG WORD
 RUN echo $WORD >/word
+COPY src /src
+RUN cat /src/one /src/two >/both; ls /src >/list
 
 FROM team/base:1
 ENV GREETING=hi
@@ -90,16 +91,13 @@ CMD ["/bin/cat", "both", "list", "word", "uid"]
 	}
 	before := h.Must(t, "image", "show", "--json", "app")
 
-	t.Run("again", func(t *testing.T) {
-		again := build("-t", "app", dir)
-		if again.Exit != 0 || !strings.Contains(again.Stderr, "Using cache") || strings.Contains(again.Stderr, "built hi\n") {
-			t.Errorf("a build of the same: %+v", again)
-		}
+	t.Run("something else", func(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, "src/two"), []byte("deux\n"), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if got := build("-q", "-t", "app", dir); got.Exit != 0 || got.Stdout != "app\n" || got.Stderr != "" {
-			t.Errorf("a build of something else, quietly: %+v", got)
+		got := build("-t", "app", dir)
+		if got.Exit != 0 || !strings.Contains(got.Stderr, "Using cache") {
+			t.Errorf("a build in which some steps are the same: %+v", got)
 		}
 		if after := h.Must(t, "image", "show", "--json", "app"); after == before {
 			t.Errorf("the name still means the former image: %s", after)
@@ -108,7 +106,7 @@ CMD ["/bin/cat", "both", "list", "word", "uid"]
 	t.Run("a step that fails", func(t *testing.T) {
 		text := "FROM team/base:1\nRUN echo this is why; exit 7\n"
 		got := h.Pipe(t, text, "image", "build", "-t", "never", "-f", "-", dir)
-		if got.Exit == 0 || !strings.Contains(got.Stderr, "this is why") || !strings.Contains(got.Stderr, "banger: build never: ") {
+		if got.Exit != api.CodeGuest.ExitStatus() || !strings.Contains(got.Stderr, "this is why") || !strings.Contains(got.Stderr, "banger: build never: ") {
 			t.Errorf("a step that fails: %+v", got)
 		}
 		if got := h.Banger(t, "image", "show", "never"); got.Exit == 0 {
