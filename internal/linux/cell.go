@@ -3,7 +3,6 @@ package linux
 import (
 	"errors"
 	"fmt"
-	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -48,16 +47,8 @@ func (c Cell) Start(cmd *exec.Cmd) error {
 
 // enter prepares the calling thread, which can never go back.
 func (c Cell) enter() error {
-	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWIPC); err != nil {
-		return fmt.Errorf("create namespaces: %w", err)
-	}
-	// Files that the process got from whoever started it may lack the flag.
-	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return fmt.Errorf("keep files from it: %w", err)
-	}
-	unix.Umask(0o022) // of this thread alone by now
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	if err := separate(unix.CLONE_NEWIPC); err != nil {
+		return err
 	}
 	if err := unix.Mount("jail", c.Base, "tmpfs", unix.MS_NOSUID, fmt.Sprintf("mode=0711,size=%d,nr_inodes=256", c.Size)); err != nil {
 		return fmt.Errorf("mount its root: %w", err)

@@ -48,16 +48,8 @@ func (j Jail) Start(cmd *exec.Cmd) error {
 
 // enter puts the calling thread, which can never come back, into the jail.
 func (j Jail) enter() error {
-	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_NEWNET | unix.CLONE_NEWIPC); err != nil {
-		return fmt.Errorf("create namespaces: %w", err)
-	}
-	// Files that the process got from whoever started it may lack the flag.
-	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
-		return fmt.Errorf("keep files from it: %w", err)
-	}
-	unix.Umask(0o022) // of this thread alone by now
-	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make mounts private: %w", err)
+	if err := separate(unix.CLONE_NEWNET | unix.CLONE_NEWIPC); err != nil {
+		return err
 	}
 	if err := unix.Mount("jail", j.Root, "tmpfs", unix.MS_NOSUID|unix.MS_NOEXEC, "mode=0755,size=64k,nr_inodes=256"); err != nil {
 		return fmt.Errorf("mount its root: %w", err)
@@ -89,6 +81,23 @@ func (j Jail) enter() error {
 		return err
 	}
 	return dropPrivileges()
+}
+
+// separate takes the calling thread to a mount namespace of its own, from which no mount
+// reaches the host, and to the other namespaces, and has it hand on no file but the first three.
+func separate(others int) error {
+	if err := unix.Unshare(unix.CLONE_NEWNS | others); err != nil {
+		return fmt.Errorf("create namespaces: %w", err)
+	}
+	// Files that the process got from whoever started it may lack the flag.
+	if err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return fmt.Errorf("keep files from it: %w", err)
+	}
+	unix.Umask(0o022) // of this thread alone by now
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("make mounts private: %w", err)
+	}
+	return nil
 }
 
 // show lets a file, a tree or a link of the host appear in the jail, where it lies on
