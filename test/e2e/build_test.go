@@ -59,10 +59,10 @@ RUN cat /src/one /src/two >/both; ls /src >/list
 
 FROM team/base:1
 ENV GREETING=hi
-WORKDIR /work
+WORKDIR /srv
 COPY --from=compile /both /list /word ./
 RUN id -u >uid && echo "built $GREETING"
-HEALTHCHECK CMD ["/bin/cat", "/work/both"]
+HEALTHCHECK CMD ["/bin/cat", "/srv/both"]
 CMD ["/bin/cat", "both", "list", "word", "uid"]
 `,
 		".dockerignore": "secret\nsrc/*.o\n", "secret": "s", "src/one": "one\n", "src/two": "two\n", "src/x.o": "object",
@@ -86,7 +86,7 @@ CMD ["/bin/cat", "both", "list", "word", "uid"]
 	if got, want := h.Must(t, "vm", "run", "--rm", "--image", "app", "--net", "none"), "one\ntwo\none\ntwo\nw w\n0"; got != want {
 		t.Errorf("what the image's command prints is %q, not %q", got, want)
 	}
-	if got := h.Must(t, "image", "show", "app"); !strings.Contains(got, "/work") || !strings.Contains(got, "GREETING=hi") {
+	if got := h.Must(t, "image", "show", "app"); !strings.Contains(got, "/srv") || !strings.Contains(got, "GREETING=hi") {
 		t.Errorf("the image's config:\n%s", got)
 	}
 	before := h.Must(t, "image", "show", "--json", "app")

@@ -3,6 +3,7 @@ package firecracker
 import (
 	"bytes"
 	"context"
+	"debug/elf"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -58,6 +60,34 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
+// static is the test's own program. One with a dynamic loader, as with the race detector,
+// would lack that in a jail and is made anew.
+var static = sync.OnceValues(func() ([]byte, error) {
+	me, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	program, err := elf.Open(me)
+	if err != nil {
+		return nil, err
+	}
+	defer program.Close()
+	if slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
+		dir, err := os.MkdirTemp("", "")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir)
+		me = filepath.Join(dir, "test")
+		build := exec.Command("go", "test", "-c", "-o", me, ".")
+		build.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := build.CombinedOutput(); err != nil {
+			return nil, fmt.Errorf("build a static test: %w: %s", err, out)
+		}
+	}
+	return os.ReadFile(me)
+})
+
 // fakes makes the two programs and returns the path of the first one.
 func fakes(t *testing.T, setup fakeSetup) string {
 	t.Helper()
@@ -71,11 +101,7 @@ func fakes(t *testing.T, setup fakeSetup) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	me, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(me)
+	text, err := static()
 	if err != nil {
 		t.Fatal(err)
 	}
