@@ -130,11 +130,25 @@ func freeze(t *testing.T, h *hosttest.Host) {
 			t.Error(err)
 		}
 	})
+	// On a busy host one thread may answer while another one has yet to take the signal.
+	hosttest.Eventually(t, 30*time.Second, "the daemon stands still", func() bool {
+		threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid)) // the pattern is in order
+		return len(threads) > 0 && !slices.ContainsFunc(threads, func(stat string) bool {
+			text, _ := os.ReadFile(stat) // it may have ended
+			_, state, _ := strings.Cut(string(text), ") ")
+			return !strings.HasPrefix(state, "T")
+		})
+	})
 }
 
 func interruptHung(t *testing.T, h *hosttest.Host) {
 	freeze(t, h)
 	b := begin(t, h, "vm", "list")
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("it said %q", b.out)
+		}
+	})
 	hosttest.Eventually(t, 30*time.Second, "the command line has connected", func() bool {
 		open, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", b.Process.Pid)) // the pattern is in order
 		return slices.ContainsFunc(open, func(fd string) bool {
