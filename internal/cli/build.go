@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"bufio"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -215,15 +214,7 @@ func (b *building) sendContext(ctx context.Context) error {
 	if err := b.quiet(ctx, strings.NewReader(string(b.text)), nil, "sh", "-c", `cat >"$1"`, "-", b.home+"/Dockerfile"); err != nil {
 		return err
 	}
-	r, w := io.Pipe()
-	go func() {
-		buf := bufio.NewWriterSize(w, streamBuffer)
-		err := archive.Write(buf, b.dir, archive.WriteOptions{Name: "context", Follow: true, Skip: ignored})
-		if err == nil {
-			err = buf.Flush()
-		}
-		w.CloseWithError(archive.Coded("build", err))
-	}()
+	r := archived("build", b.dir, archive.WriteOptions{Name: "context", Follow: true, Skip: ignored})
 	defer r.Close()
 	line := newProgress(b.d, true)
 	defer line.clear()

@@ -192,15 +192,7 @@ func (d *deps) copyIn(ctx context.Context, src, dst place, f copyFlags) error {
 	if err != nil {
 		return err
 	}
-	r, w := io.Pipe()
-	go func() {
-		buf := bufio.NewWriterSize(w, streamBuffer)
-		err := archive.Write(buf, src.path, archive.WriteOptions{Follow: follow, Xattrs: f.archive})
-		if err == nil {
-			err = buf.Flush()
-		}
-		w.CloseWithError(archive.Coded("cp", err)) // a broken archive: nothing of the last file
-	}()
+	r := archived("cp", src.path, archive.WriteOptions{Follow: follow, Xattrs: f.archive})
 	defer r.Close()
 	total := info.Size()
 	if !info.Mode().IsRegular() {
@@ -209,6 +201,21 @@ func (d *deps) copyIn(ctx context.Context, src, dst place, f copyFlags) error {
 	stream, line := d.counted(r, src, total)
 	defer line.clear()
 	return d.client.WriteFiles(ctx, vm.ID, api.WriteFiles{Path: parent, Name: name, Archive: f.archive}, stream)
+}
+
+// archived is the file or tree at path as an archive. One that could not be read to its end
+// ends with an error, which begins with what was to be done: nothing comes of its last file.
+func archived(doing, path string, o archive.WriteOptions) io.ReadCloser {
+	r, w := io.Pipe()
+	go func() {
+		buf := bufio.NewWriterSize(w, streamBuffer)
+		err := archive.Write(buf, path, o)
+		if err == nil {
+			err = buf.Flush()
+		}
+		w.CloseWithError(archive.Coded(doing, err))
+	}()
+	return r
 }
 
 // copyOut copies out of a VM.
