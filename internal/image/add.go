@@ -150,7 +150,7 @@ func (b *builder) prefetch(ctx context.Context) error {
 		if _, ok, err := b.m.Store.Layer(ctx, b.chains[i]); ok || err != nil {
 			continue
 		}
-		if claim := b.m.claim(b.chains[i]); claim != nil {
+		if claim := b.m.claim(b.fetching(i)); claim != nil {
 			if f, err := b.begin(ctx, i, claim); err == nil {
 				b.fetches[i] = f
 				begun = append(begun, i)
@@ -224,9 +224,9 @@ func (b *builder) layer(ctx context.Context, i int) (Layer, error) {
 			}
 			return layer, b.ensureDisk(ctx, i, &layer)
 		}
-		claim := b.m.claim(b.chains[i])
+		claim := b.m.claim(b.fetching(i))
 		if claim == nil {
-			if err := b.m.await(ctx, b.chains[i]); err != nil {
+			if err := b.m.await(ctx, b.fetching(i)); err != nil {
 				return Layer{}, err
 			}
 			continue
@@ -244,8 +244,11 @@ func (b *builder) layer(ctx context.Context, i int) (Layer, error) {
 		return Layer{}, err
 	}
 	known, err := b.m.keepLayer(ctx, layer)
-	if err != nil || known.Dir != layer.Dir {
-		return known, err
+	if err != nil {
+		return Layer{}, err
+	}
+	if known.Dir != layer.Dir {
+		return known, b.ensureDisk(ctx, i, &known)
 	}
 	b.fetches[i] = nil
 	_ = os.Remove(b.m.path(layer.Dir, partialFile)) // it means nothing beside a layer
@@ -350,28 +353,32 @@ func (f *fetch) end() {
 	})
 }
 
-// claim gives the caller the right to make a layer, until the function that it
+// fetching is what is claimed by who makes the layer number i of a blob that arrives. It
+// is the owner's own: nobody waits for a registry that somebody else has chosen.
+func (b *builder) fetching(i int) string { return fmt.Sprint(b.owner, " ", b.chains[i]) }
+
+// claim gives the caller the right to make something, until the function that it
 // returns is called; nil while somebody else has it.
-func (m *Manager) claim(chain string) (release func()) {
+func (m *Manager) claim(what string) (release func()) {
 	m.busyMu.Lock()
 	defer m.busyMu.Unlock()
-	if m.claims[chain] != nil {
+	if m.claims[what] != nil {
 		return nil
 	}
 	ended := make(chan struct{})
-	m.claims[chain] = ended
+	m.claims[what] = ended
 	return func() {
 		m.busyMu.Lock()
 		defer m.busyMu.Unlock()
-		delete(m.claims, chain)
+		delete(m.claims, what)
 		close(ended)
 	}
 }
 
-// await returns when nobody has the right to make a layer.
-func (m *Manager) await(ctx context.Context, chain string) error {
+// await returns when nobody has the right to make it.
+func (m *Manager) await(ctx context.Context, what string) error {
 	m.busyMu.Lock()
-	ended := m.claims[chain]
+	ended := m.claims[what]
 	m.busyMu.Unlock()
 	if ended == nil {
 		return nil

@@ -2,6 +2,7 @@ package image
 
 import (
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
@@ -44,7 +45,7 @@ func (b *bars) total() (total int64) {
 			if p.Total == 0 {
 				return 0
 			}
-			total += p.Total
+			total += min(p.Total, math.MaxInt64-total)
 		}
 	}
 	return total

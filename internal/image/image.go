@@ -95,7 +95,7 @@ type Manager struct {
 
 	busyMu sync.Mutex
 	busy   map[key]bool             // what is being imported
-	claims map[string]chan struct{} // layers that are being made, closed at the end
+	claims map[string]chan struct{} // what is being made, closed at the end
 	pins   map[string]int           // layers on the way into an image
 
 	partials map[partial]string // directories that wait for another pull

@@ -18,6 +18,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
+	"unicode"
 
 	"github.com/google/go-containerregistry/pkg/authn"
 	"github.com/google/go-containerregistry/pkg/name"
@@ -35,6 +37,7 @@ const maxDocument = 4 << 20
 type Config struct {
 	Mirrors  map[string][]string // by host as in docker.io: those to ask first, in order
 	Insecure []string            // hosts that may be spoken to without TLS; loopback always may
+	Patience Patience
 }
 
 // Image is an image that a registry offers.
@@ -143,7 +146,7 @@ func (c *Client) Fetch(ctx context.Context, ref, arch string, auth authn.AuthCon
 
 func (c *Client) fetch(ctx context.Context, host, repository, id, arch string, auth authn.AuthConfig) (Image, error) {
 	var opts []name.Option
-	guard := newGuard(host, slices.Contains(c.Insecure, host))
+	guard := newGuard(host, slices.Contains(c.Insecure, host), c.Patience)
 	if guard.plain {
 		opts = append(opts, name.Insecure)
 	}
@@ -156,7 +159,7 @@ func (c *Client) fetch(ctx context.Context, host, repository, id, arch string, a
 	if err != nil {
 		return Image{}, explain(repo.Name(), err)
 	}
-	r := &remote{repo: repo, client: &http.Client{Transport: rt, CheckRedirect: guard.redirect}}
+	r := &remote{repo: repo, client: &http.Client{Transport: rt, CheckRedirect: guard.redirect}, pause: guard.patience.Pause}
 	return r.image(ctx, id, cmp.Or(arch, runtime.GOARCH))
 }
 
@@ -164,6 +167,7 @@ func (c *Client) fetch(ctx context.Context, host, repository, id, arch string, a
 type remote struct {
 	repo   name.Repository
 	client *http.Client
+	pause  time.Duration // Patience.Pause
 }
 
 func (r *remote) image(ctx context.Context, id, arch string) (Image, error) {
@@ -225,7 +229,7 @@ func (r *remote) document(ctx context.Context, kind, id string) ([]byte, error) 
 		return nil, err
 	}
 	defer resp.Body.Close()
-	data, err := io.ReadAll(io.LimitReader(paced(ctx, resp.Body), maxDocument+1))
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
 	switch {
 	case err != nil:
 		return nil, explain(r.repo.Name(), err)
@@ -242,9 +246,14 @@ func digestOf(data []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
+// path is where the registry has a manifest or a blob.
+func (r *remote) path(kind, id string) string {
+	return fmt.Sprintf("/v2/%s/%s/%s", r.repo.RepositoryStr(), kind, id)
+}
+
 // ask asks for a manifest or a blob, or for a range of its bytes.
 func (r *remote) ask(ctx context.Context, method, kind, id, span string) (*http.Response, error) {
-	url := fmt.Sprintf("%s://%s/v2/%s/%s/%s", r.repo.Scheme(), r.repo.RegistryStr(), r.repo.RepositoryStr(), kind, id)
+	url := r.repo.Scheme() + "://" + r.repo.RegistryStr() + r.path(kind, id)
 	req, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {
 		return nil, err
@@ -297,8 +306,10 @@ func explain(what string, err error) error {
 		}
 		return api.Errorf(api.CodeUnavailable, "pull %s: the registry answered %d: %s", what, refused.StatusCode, said(refused))
 	}
-	return api.Errorf(api.CodeUnavailable, "pull %s: %w", what, err).WithHint("try again; check the network and the name of the registry")
+	return api.Errorf(api.CodeUnavailable, "pull %s: %w", what, plain{err}).WithHint(tryAgain)
 }
+
+const tryAgain = "try again; check the network and the name of the registry"
 
 // said is what a registry gave as its reason, in one short line.
 func said(e *transport.Error) string {
@@ -306,9 +317,21 @@ func said(e *transport.Error) string {
 	for _, d := range e.Errors {
 		text = append(text, d.Message)
 	}
-	line := strings.Join(strings.FieldsFunc(strings.Join(text, "; "), func(r rune) bool { return r < ' ' || r == 0x7f }), " ")
-	if len(line) > 200 {
-		line = line[:200] + "..."
+	return cmp.Or(short(strings.Join(text, "; "), 200), http.StatusText(e.StatusCode))
+}
+
+// plain is an error that says what it says in one line, for a registry may have had a
+// say in it.
+type plain struct{ error }
+
+func (p plain) Error() string { return short(p.error.Error(), 1000) }
+func (p plain) Unwrap() error { return p.error }
+
+// short is a text of strangers as one line of so many bytes at most.
+func short(text string, most int) string {
+	line := strings.Join(strings.FieldsFunc(strings.ToValidUTF8(text, "?"), func(r rune) bool { return !unicode.IsGraphic(r) }), " ")
+	if len(line) > most {
+		line = strings.ToValidUTF8(line[:most], "") + "..."
 	}
-	return cmp.Or(line, http.StatusText(e.StatusCode))
+	return line
 }

@@ -269,8 +269,8 @@ func TestHostileRegistries(t *testing.T) {
 		"indexes without end":      {manifest(deep), api.CodeInvalid, "digest"},
 		"garbage":                  {manifest(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html>") }), api.CodeInvalid, "manifest"},
 		"another kind of manifest": {manifest(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, `{"schemaVersion":1}`) }), api.CodeInvalid, "manifest"},
-		"a file":                   {manifest(redirect("file:///etc/passwd")), api.CodeUnavailable, "not http"},
-		"a circle":                 {manifest(func(w http.ResponseWriter, r *http.Request) { redirect("http://"+self+r.URL.Path)(w, r) }), api.CodeUnavailable, "circles"},
+		"a file":                   {manifest(redirect("file:///etc/passwd")), api.CodePermissionDenied, "not http"},
+		"a circle":                 {manifest(func(w http.ResponseWriter, r *http.Request) { redirect("http://"+self+r.URL.Path)(w, r) }), api.CodeInvalid, "circles"},
 		"an error of its own":      {manifest(func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "no\n\x1b[31m", http.StatusTeapot) }), api.CodeUnavailable, "418"},
 	} {
 		t.Run(what, func(t *testing.T) {

@@ -2,71 +2,19 @@ package registry
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"sync/atomic"
+	"strings"
 	"time"
 
 	"banger/api"
 )
 
 const (
-	// A stream that brings less than paceBytes in paceWindow is broken off.
-	paceWindow = 30 * time.Second
-	paceBytes  = 1 << 10
-
-	resumes     = 5 // attempts without a byte between them
-	resumesAll  = 100
-	resumePause = 200 * time.Millisecond
+	resumes    = 5 // attempts that bring next to nothing, one after the other
+	resumesAll = 100
 )
-
-var errStalled = errors.New("the registry hardly sends any more")
-
-// pace is a body that ends with errStalled when next to nothing arrives.
-type pace struct {
-	body  io.ReadCloser
-	n     atomic.Int64
-	seen  int64
-	stall atomic.Bool
-	timer *time.Timer
-	end   func() bool
-}
-
-// paced watches over a body, also over a read that blocks.
-func paced(ctx context.Context, body io.ReadCloser) io.ReadCloser {
-	p := &pace{body: body}
-	p.timer = time.AfterFunc(paceWindow, p.look)
-	p.end = context.AfterFunc(ctx, func() { body.Close() })
-	return p
-}
-
-func (p *pace) look() {
-	n := p.n.Load()
-	if n-p.seen < paceBytes {
-		p.stall.Store(true)
-		p.body.Close()
-		return
-	}
-	p.seen = n
-	p.timer.Reset(paceWindow)
-}
-
-func (p *pace) Read(b []byte) (int, error) {
-	n, err := p.body.Read(b)
-	p.n.Add(int64(n))
-	if err != nil && err != io.EOF && p.stall.Load() {
-		err = errStalled
-	}
-	return n, err
-}
-
-func (p *pace) Close() error {
-	p.timer.Stop()
-	p.end()
-	return p.body.Close()
-}
 
 // blob is a stream that goes on where it broke.
 type blob struct {
@@ -77,12 +25,14 @@ type blob struct {
 	at     int64
 	body   io.ReadCloser
 	err    error // that it was given up for
-	failed int   // attempts since the last byte
+	got    int64 // bytes of this attempt
+	failed int   // attempts since one that brought something
 	all    int
 }
 
 // open begins to read a blob at the byte from.
 func (r *remote) open(ctx context.Context, digest string, size, from int64) (io.ReadCloser, error) {
+	ctx = context.WithValue(ctx, layerKey{}, r.path("blobs", digest))
 	b := &blob{ctx: ctx, r: r, digest: digest, size: size, at: from}
 	if err := b.again(nil); err != nil {
 		return nil, err
@@ -95,12 +45,12 @@ func (b *blob) again(why error) error {
 	for {
 		if b.failed > 0 {
 			if b.failed > resumes || b.all > resumesAll {
-				return explain(b.r.repo.Name(), fmt.Errorf("layer %s breaks off at byte %d of %d: %w", b.digest, b.at, b.size, why))
+				return b.broken(why)
 			}
 			select {
 			case <-b.ctx.Done():
 				return b.ctx.Err()
-			case <-time.After(resumePause << b.failed):
+			case <-time.After(b.r.pause << (b.failed - 1)):
 			}
 		}
 		span := ""
@@ -109,13 +59,15 @@ func (b *blob) again(why error) error {
 		}
 		resp, err := b.r.ask(b.ctx, http.MethodGet, "blobs", b.digest, span)
 		if err == nil {
-			body := paced(b.ctx, resp.Body)
+			body := resp.Body
 			if b.at > 0 && resp.StatusCode != http.StatusPartialContent {
 				// It knows no ranges: what is here already comes once more.
-				_, err = io.CopyN(io.Discard, body, b.at)
+				if _, err = io.CopyN(io.Discard, body, b.at); err != nil {
+					err = explain(b.r.repo.Name(), err)
+				}
 			}
 			if err == nil {
-				b.body = body
+				b.body, b.got = body, 0
 				return nil
 			}
 			body.Close()
@@ -127,6 +79,13 @@ func (b *blob) again(why error) error {
 		b.failed++
 		b.all++
 	}
+}
+
+// broken is why there is no more hope.
+func (b *blob) broken(why error) error {
+	name := b.r.repo.Name()
+	reason := strings.TrimPrefix(plain{why}.Error(), "pull "+name+": ")
+	return api.Errorf(api.CodeUnavailable, "pull %s: layer %s breaks off at byte %d of %d: %s", name, b.digest, b.at, b.size, reason).WithHint(tryAgain)
 }
 
 // Read implements io.Reader.
@@ -141,7 +100,9 @@ func (b *blob) Read(p []byte) (int, error) {
 		n, err := b.body.Read(p[:min(int64(len(p)), b.size-b.at)])
 		b.at += int64(n)
 		if n > 0 {
-			b.failed = 0
+			if b.got += int64(n); b.got >= paceBytes { // less is no reason to hope for more
+				b.failed = 0
+			}
 			return n, nil
 		}
 		if err == nil {
