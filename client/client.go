@@ -18,6 +18,9 @@ import (
 	"time"
 
 	"banger/api"
+
+	jsonv2 "github.com/go-json-experiment/json"
+	"github.com/go-json-experiment/json/jsontext"
 )
 
 const (
@@ -213,6 +216,59 @@ func get[T any](ctx context.Context, c *Client, path ...string) (T, error) {
 	var out T
 	err := c.call(ctx, request{method: http.MethodGet, path: path}, nil, &out)
 	return out, err
+}
+
+// list gets a list, whose first elements it decodes while the daemon still writes the
+// last.
+func list[T any](ctx context.Context, c *Client, path ...string) ([]T, error) {
+	r := request{method: http.MethodGet, path: path}
+	resp, err := c.send(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	in := &received{r: io.LimitReader(resp.Body, maxAnswer)}
+	out, err := decodeList[T](jsontext.NewDecoder(in))
+	switch {
+	case in.err != nil:
+		return nil, broken(ctx, r, in.err)
+	case err != nil:
+		return nil, api.Errorf(api.CodeInternal, "%s: decode the answer: %w", r, err)
+	}
+	return out, nil
+}
+
+func decodeList[T any](d *jsontext.Decoder) ([]T, error) {
+	begin, err := d.ReadToken()
+	if err != nil {
+		return nil, err
+	}
+	if begin.Kind() != '[' {
+		return nil, fmt.Errorf("a list begins with %s", begin)
+	}
+	out := []T{}
+	for d.PeekKind() != ']' {
+		var v T
+		if err := jsonv2.UnmarshalDecode(d, &v); err != nil { // also at an early end
+			return nil, err
+		}
+		out = append(out, v)
+	}
+	return out, nil
+}
+
+// received is an answer that remembers why it broke off.
+type received struct {
+	r   io.Reader
+	err error
+}
+
+func (r *received) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
 }
 
 // upload sends a stream, with its length where it has a method Len that tells, as

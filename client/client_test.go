@@ -98,17 +98,48 @@ func TestOddAnswers(t *testing.T) {
 		"a broken connection":  {func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }, api.CodeUnavailable},
 		"half an answer": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "100")
-			_, _ = w.Write([]byte("{"))
+			_, _ = w.Write([]byte("["))
 		}, api.CodeUnavailable},
 	} {
 		t.Run(name, func(t *testing.T) {
 			path := socket(t)
 			serve(t, path, tc.answer)
-			_, err := New(path).System(t.Context())
-			if _, ok := errors.AsType[*api.Error](err); !ok || api.CodeOf(err) != tc.code {
-				t.Errorf("%#v, want code %s", err, tc.code)
+			_, one := New(path).System(t.Context())
+			_, list := New(path).VMs(t.Context())
+			for _, err := range []error{one, list} {
+				if _, ok := errors.AsType[*api.Error](err); !ok || api.CodeOf(err) != tc.code {
+					t.Errorf("%#v, want code %s", err, tc.code)
+				}
 			}
 		})
+	}
+}
+
+func TestLists(t *testing.T) {
+	for text, want := range map[string]string{
+		`[]`:                          "",
+		`[{"name":"a"},{"name":"b"}]`: "a b",
+		`[{"name":"a"}`:               "internal",
+		`[{"name":"a"},`:              "internal",
+		`[{"name":"a"} {"name":"b"}]`: "internal",
+		`[{"name":1}]`:                "internal",
+		`{"name":"a"}`:                "internal",
+		`null`:                        "internal",
+		``:                            "internal",
+	} {
+		path := socket(t)
+		serve(t, path, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(text)) })
+		vms, err := New(path).VMs(t.Context())
+		var got []string
+		for _, vm := range vms {
+			got = append(got, vm.Name)
+		}
+		if err != nil {
+			got = append(got, string(api.CodeOf(err)))
+		}
+		if strings.Join(got, " ") != want || err == nil && vms == nil {
+			t.Errorf("%s: %v, %v; want %q", text, got, err, want)
+		}
 	}
 }
 

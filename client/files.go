@@ -93,5 +93,5 @@ func (c *Client) Stats(ctx context.Context, ref string) (api.Stats, error) {
 
 // Ports lists the sockets in a running VM at which something listens, by number.
 func (c *Client) Ports(ctx context.Context, ref string) ([]api.Port, error) {
-	return get[[]api.Port](ctx, c, "vms", ref, "ports")
+	return list[api.Port](ctx, c, "vms", ref, "ports")
 }

@@ -24,7 +24,7 @@ func (c *Client) CreateVM(ctx context.Context, req api.CreateVM) (api.VM, api.Op
 
 // VMs returns the VMs that the caller may see, oldest first.
 func (c *Client) VMs(ctx context.Context) ([]api.VM, error) {
-	return get[[]api.VM](ctx, c, "vms")
+	return list[api.VM](ctx, c, "vms")
 }
 
 // VM returns one VM. Here and below, ref is its name, its id, or the beginning of
@@ -129,7 +129,7 @@ func (c *Client) Lease(ctx context.Context, ref string) error {
 
 // Images returns the images that the caller may use.
 func (c *Client) Images(ctx context.Context) ([]api.Image, error) {
-	return get[[]api.Image](ctx, c, "images")
+	return list[api.Image](ctx, c, "images")
 }
 
 // Image returns one image.
@@ -167,7 +167,7 @@ func (c *Client) TagImage(ctx context.Context, name, as string) (api.Image, erro
 
 // ImageHistory says how an image came about, oldest step first.
 func (c *Client) ImageHistory(ctx context.Context, name string) ([]api.ImageHistory, error) {
-	return get[[]api.ImageHistory](ctx, c, "images", name, "history")
+	return list[api.ImageHistory](ctx, c, "images", name, "history")
 }
 
 // ExportImage returns an image as an OCI Image Layout in a tar archive, which the caller
@@ -190,7 +190,7 @@ func (c *Client) PruneImages(ctx context.Context, req api.PruneImages) (api.Prun
 
 // Kernels returns all kernels.
 func (c *Client) Kernels(ctx context.Context) ([]api.Kernel, error) {
-	return get[[]api.Kernel](ctx, c, "kernels")
+	return list[api.Kernel](ctx, c, "kernels")
 }
 
 // Kernel returns one kernel.

@@ -17,7 +17,7 @@ const maxEventLine = 1 << 20
 
 // Operations returns the caller's operations, all of them for root, oldest first.
 func (c *Client) Operations(ctx context.Context) ([]api.Operation, error) {
-	return get[[]api.Operation](ctx, c, "operations")
+	return list[api.Operation](ctx, c, "operations")
 }
 
 // Operation returns one operation as it is now.

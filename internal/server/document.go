@@ -1,9 +1,13 @@
 package server
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
+	"io"
+	"maps"
 	"math"
 	"net/http"
 	"reflect"
@@ -77,9 +81,39 @@ func newDocument() huma.Config {
 	c.CreateHooks, c.DocsPath, c.SchemasPath, c.OpenAPIPath = nil, "", "", ""
 	c.Info.Description = about
 	c.Info.License = &huma.License{Name: "Apache 2.0", Identifier: "Apache-2.0"}
+	c.Formats = maps.Clone(c.Formats)
+	for name, format := range c.Formats {
+		format.Marshal = writeJSON
+		c.Formats[name] = format
+	}
 	c.Servers = []*huma.Server{{URL: "http://bangerd", Description: "Over the daemon's Unix socket, whatever the host is called."}}
 	c.Tags = tags
 	return c
+}
+
+// writeJSON writes what a route answers. Of a list it sends elements as they are made:
+// that of a thousand VMs is read while it is written.
+func writeJSON(w io.Writer, v any) error {
+	buf := bufio.NewWriterSize(w, 32<<10)
+	e := json.NewEncoder(buf)
+	e.SetEscapeHTML(false)
+	list := reflect.ValueOf(v)
+	if list.Kind() != reflect.Slice || list.IsNil() {
+		return errors.Join(e.Encode(v), buf.Flush())
+	}
+	before := byte('[')
+	for _, element := range list.Seq2() {
+		_ = buf.WriteByte(before) // Flush tells
+		before = ','
+		if err := e.Encode(element.Addr().Interface()); err != nil {
+			return err
+		}
+	}
+	if list.Len() == 0 {
+		_ = buf.WriteByte(before)
+	}
+	_, _ = buf.WriteString("]\n")
+	return buf.Flush()
 }
 
 // pattern is sp's place as http.ServeMux takes it.
