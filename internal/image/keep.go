@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -93,7 +94,7 @@ func (s *spool) append(ctx context.Context, blob Blob, progress func(n int64)) e
 				}
 			}
 			s.sum.Write(buf[:n])
-			if _, err := s.file.Write(buf[:n]); err != nil {
+			if err := s.put(buf[:n]); err != nil {
 				return err
 			}
 			if err := failpoint.Pass("blob", "arrived"); err != nil {
@@ -115,6 +116,15 @@ func (s *spool) append(ctx context.Context, blob Blob, progress func(n int64)) e
 			return err
 		}
 	}
+}
+
+// put writes what arrives behind what is there; of nothing but zeros it makes a hole.
+func (s *spool) put(p []byte) error {
+	if len(bytes.TrimLeft(p, "\x00")) == 0 {
+		return s.file.Truncate(s.n + int64(len(p)))
+	}
+	_, err := s.file.WriteAt(p, s.n)
+	return err
 }
 
 // reader reads the blob from its beginning, as far as it has arrived.

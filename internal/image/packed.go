@@ -134,7 +134,7 @@ func (m *Manager) unpack(dir string, r io.Reader, report api.Reporter) (*packed,
 		}
 		report(api.Progress{Step: "unpack", Current: m.MaxSize + maxOverhead - left})
 		file := filepath.Join(dir, strconv.Itoa(n))
-		if err := writeFile(file, in, buf); errors.Is(err, io.ErrUnexpectedEOF) {
+		if err := m.writeFile(file, in, buf); errors.Is(err, io.ErrUnexpectedEOF) {
 			return nil, api.Errorf(api.CodeInvalid, "entry %s: archive is damaged or truncated: %w", quote(hdr.Name), err)
 		} else if err != nil {
 			return nil, fmt.Errorf("entry %s: %w", quote(hdr.Name), err)
@@ -143,13 +143,15 @@ func (m *Manager) unpack(dir string, r io.Reader, report api.Reporter) (*packed,
 	}
 }
 
-func writeFile(name string, r io.Reader, buf []byte) error {
+// writeFile makes a file of what r reads, with holes for zeros, as long as there is room.
+func (m *Manager) writeFile(name string, r io.Reader, buf []byte) error {
 	file, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	_, err = io.CopyBuffer(struct{ io.Writer }{file}, onlyReader{r}, buf)
-	return errors.Join(err, file.Close())
+	out := &sparseWriter{f: file, room: m.Room}
+	_, err = io.CopyBuffer(struct{ io.Writer }{out}, onlyReader{r}, buf)
+	return errors.Join(err, out.finish(), file.Close())
 }
 
 // file is the path of what the archive has under a name.
