@@ -131,6 +131,9 @@ var actions = map[string]action{
 		_, err := w.kernels.SetDefault(context.Background(), "other")
 		return err
 	}},
+	"set of a kernel": {before: importKernel, do: onA(func(w *world) (api.Operation, error) {
+		return w.svc.Set(context.Background(), 0, "a", api.SetVM{Kernel: new("other")})
+	})},
 	"kernel remove": {before: importKernel, do: func(w *world) error { return w.kernels.Remove(context.Background(), "other") }},
 }
 

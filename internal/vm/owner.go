@@ -226,7 +226,7 @@ func (o *owner) begin(cmd *command) *job {
 		case evChange:
 			var to Record
 			if to, j.err = cmd.change(ctx, rec, was, cmd.report); to != o.rec {
-				j.err = errors.Join(j.err, o.commit(ctx, to))
+				j.err = errors.Join(j.err, api.About(o.commit(ctx, to), "change VM %q", rec.Name))
 			}
 		}
 	}()
