@@ -31,9 +31,9 @@ type Export struct {
 
 // exported is the archive of a layer.
 type exported struct {
-	file *os.File
-	desc v1.Descriptor
-	xz   bool // for which there is no media type: it is exported uncompressed
+	file  *os.File
+	desc  v1.Descriptor
+	plain bool // whether it is exported uncompressed, and kept otherwise
 }
 
 // Export finds an image that the caller may use and opens what it consists of. The
@@ -191,15 +191,17 @@ func (l *exported) describe(ctx context.Context) error {
 		return err
 	}
 	format := intake.FormatOf(head[:n])
-	l.xz = format == intake.XZ
+	// There is no media type for xz. And what arrived uncompressed is kept with zstd, which
+	// old programs do not know.
+	l.plain = format == intake.XZ || format == intake.Zstd && l.desc.Digest.Hex == ""
 	l.desc.MediaType = types.OCIUncompressedLayer
-	switch format {
-	case intake.Gzip:
+	switch {
+	case format == intake.Gzip:
 		l.desc.MediaType = types.OCILayer
-	case intake.Zstd:
+	case format == intake.Zstd && !l.plain:
 		l.desc.MediaType = types.OCILayerZStd
 	}
-	if !l.xz && l.desc.Digest.Hex != "" {
+	if !l.plain && l.desc.Digest.Hex != "" {
 		info, err := l.file.Stat()
 		if err == nil {
 			l.desc.Size = info.Size()
@@ -222,7 +224,7 @@ func (l *exported) describe(ctx context.Context) error {
 // open reads the archive as it is exported.
 func (l *exported) open() (io.ReadCloser, error) {
 	whole := io.NewSectionReader(l.file, 0, 1<<62)
-	if !l.xz {
+	if !l.plain {
 		return io.NopCloser(whole), nil
 	}
 	plain, _, err := intake.Open(whole)

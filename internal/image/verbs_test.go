@@ -9,6 +9,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -62,6 +64,38 @@ func TestExport(t *testing.T) {
 				t.Errorf("%d rows and directories are left", n)
 			}
 		})
+	}
+}
+
+// TestOthersTakeExports has skopeo and umoci read what is exported, as the archive of a
+// layout and as one of docker save.
+func TestOthersTakeExports(t *testing.T) {
+	folder := func(name string) tar.Header { return tar.Header{Name: name, Typeflag: tar.TypeDir} }
+	twice := archive(t, folder("./"), fileEntry("a", 10))
+	layers := [][]byte{twice, archive(t, folder("./"), folder("d/"), fileEntry("d/b", 20), fileEntry(".wh.a", 0)), twice}
+	root := archive(t, folder("./"), folder("bin/"), fileEntry("bin/x", 100))
+	for kind, data := range map[string][]byte{
+		"layers": packedLayout(t, ociImage(t, layers...)), "docker": saved(t, ociImage(t, layers...)), "a root": root,
+		"a root, gzip": packed(t, root, "gzip", "-c"), "a root, zstd": packed(t, root, "zstd", "-c"), "a root, xz": packed(t, root, "xz", "-c"),
+	} {
+		for _, name := range []string{"it", "example.org/team/it:1", "127.0.0.1:5000/it@sha256:" + strings.Repeat("a", 64)} {
+			t.Run(kind+" as "+name, func(t *testing.T) {
+				m, _, _ := newManager(t)
+				img, err := m.Import(t.Context(), 0, name, bytes.NewReader(data), nil)
+				check(t, err)
+				dir := t.TempDir()
+				check(t, os.WriteFile(filepath.Join(dir, "it.tar"), exported(t, m, name), 0o600))
+				must(t, dir, "skopeo", "copy", "-q", "docker-archive:it.tar", "dir:docker")
+				must(t, dir, "skopeo", "copy", "-q", "oci-archive:it.tar", "oci:layout:it")
+				if _, err := os.Stat(filepath.Join(dir, "docker", strings.TrimPrefix(img.ID, "sha256:"))); err != nil {
+					t.Errorf("as an archive of docker save it is another image: %v", err)
+				}
+				must(t, dir, "umoci", "unpack", "--image", "layout:it", "bundle")
+				disks, err := m.Disks(t.Context(), img.ID)
+				check(t, err)
+				differ(t, describe(t, filepath.Join(dir, "bundle", "rootfs")), describe(t, image.Mounted(t, disks...)))
+			})
+		}
 	}
 }
 
