@@ -208,14 +208,16 @@ func prove(ctx context.Context, blob Blob, diff string, most int64) error {
 		return err
 	}
 	defer r.Close()
-	sum := sha256.New()
-	plain, _, err := intake.Open(r)
+	sum, raw := sha256.New(), &meter{r: r}
+	plain, _, err := intake.Open(raw)
 	if err != nil {
-		return err
+		return broken(raw, "its blob: ", err)
 	}
 	defer plain.Close()
-	if n, err := io.Copy(sum, io.LimitReader(plain, most)); err != nil || n == most {
-		return errors.Join(err, api.Errorf(api.CodeInvalid, "blob %s is damaged", blob.Digest))
+	if n, err := io.Copy(sum, io.LimitReader(plain, most)); err != nil {
+		return broken(raw, "its blob: ", err)
+	} else if n == most {
+		return api.Errorf(api.CodeInvalid, "its blob is too large")
 	}
 	if got := "sha256:" + hex.EncodeToString(sum.Sum(nil)); got != diff {
 		return api.Errorf(api.CodeInvalid, "blob %s: its content has the digest %s, the image config says %s", blob.Digest, got, diff)

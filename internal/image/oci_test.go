@@ -170,11 +170,13 @@ func TestOthersLayersAreNotOnesOwn(t *testing.T) {
 	img := ociImage(t, secret)
 	config, err := img.RawConfigFile()
 	check(t, err)
-	art := image.Artifact{Config: config, Layers: []image.Blob{{Size: -1, Open: func(context.Context, int64) (io.ReadCloser, error) {
-		return io.NopCloser(bytes.NewReader(archive(t, fileEntry("guess", 1)))), nil
-	}}}}
-	if _, err := m.Add(t.Context(), 1001, "stolen", false, art, nil); api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), "digest") {
-		t.Errorf("a layer of somebody else: %v", err)
+	for guess, says := range map[string]string{string(archive(t, fileEntry("guess", 1))): "digest", "\x1f\x8bguess": "damaged", string(half(packed(t, noise(t), "gzip"))): "truncated"} {
+		art := image.Artifact{Config: config, Layers: []image.Blob{{Size: -1, Open: func(context.Context, int64) (io.ReadCloser, error) {
+			return io.NopCloser(strings.NewReader(guess)), nil
+		}}}}
+		if _, err := m.Add(t.Context(), 1001, "stolen", false, art, nil); api.CodeOf(err) != api.CodeInvalid || !strings.Contains(err.Error(), says) {
+			t.Errorf("a layer of somebody else: %v", err)
+		}
 	}
 	if n := leftovers(t, db, dir); n != 2 {
 		t.Errorf("%d rows and directories, want those of the other's layer", n)

@@ -97,9 +97,10 @@ func (m *Manager) importPacked(ctx context.Context, owner uint32, name string, r
 
 // unpack writes the files of the archive into dir.
 func (m *Manager) unpack(dir string, r io.Reader, report api.Reporter) (*packed, error) {
-	plain, _, err := intake.Open(r)
+	raw := &meter{r: r}
+	plain, _, err := intake.Open(raw)
 	if err != nil {
-		return nil, api.Errorf(api.CodeInvalid, "archive is damaged: %w", err)
+		return nil, broken(raw, "", err)
 	}
 	defer plain.Close()
 	p := &packed{dir: dir, files: map[string]string{}, links: map[string]string{}}
@@ -111,7 +112,7 @@ func (m *Manager) unpack(dir string, r io.Reader, report api.Reporter) (*packed,
 			return p, nil
 		}
 		if err != nil {
-			return nil, api.Errorf(api.CodeInvalid, "archive is damaged or truncated: %w", err)
+			return nil, broken(raw, "", err)
 		}
 		name, err := cleanPath(hdr.Name)
 		switch {
@@ -134,13 +135,23 @@ func (m *Manager) unpack(dir string, r io.Reader, report api.Reporter) (*packed,
 		}
 		report(api.Progress{Step: "unpack", Current: m.MaxSize + maxOverhead - left})
 		file := filepath.Join(dir, strconv.Itoa(n))
-		if err := m.writeFile(file, in, buf); errors.Is(err, io.ErrUnexpectedEOF) {
-			return nil, api.Errorf(api.CodeInvalid, "entry %s: archive is damaged or truncated: %w", quote(hdr.Name), err)
+		content := &meter{r: in}
+		if err := m.writeFile(file, content, buf); content.err != nil {
+			return nil, broken(raw, "entry "+quote(hdr.Name)+": ", content.err)
 		} else if err != nil {
 			return nil, fmt.Errorf("entry %s: %w", quote(hdr.Name), err)
 		}
 		p.files[name] = file
 	}
+}
+
+// broken says what reading an archive at a place ran into: what arrives may not be one,
+// or may not arrive.
+func broken(raw *meter, at string, err error) error {
+	if raw.err != nil && !errors.Is(raw.err, io.ErrUnexpectedEOF) {
+		return fmt.Errorf("%s%w", at, raw.err)
+	}
+	return api.Errorf(api.CodeInvalid, "%sarchive is damaged or truncated: %w", at, err)
 }
 
 // writeFile makes a file of what r reads, with holes for zeros, as long as there is room.
