@@ -14,8 +14,9 @@ import (
 	"banger/api"
 )
 
-// mostMemory is what importing the worst archive may take, resident, in kB.
-const mostMemory = 100 << 10
+// mostMemory is what importing the worst archive may take, resident, in kB: of 100 MiB, as
+// the daemon has more in it than a test.
+const mostMemory = 92 << 10
 
 // envWorst is the variable of the environment that has a process import an archive.
 const envWorst = "BANGER_TEST_WORST"
