@@ -162,6 +162,9 @@ func (t *writer) add(file, name string, info fs.FileInfo) error {
 
 func (t *writer) header(h *tar.Header) error {
 	t.entries++
+	if len(h.PAXRecords) == 0 && !t.o.Layer {
+		h.Format = tar.FormatGNU // which has names of any bytes, and is read faster
+	}
 	return t.tar.WriteHeader(h)
 }
 

@@ -9,7 +9,7 @@ import (
 // begins, and the nonce behind it.
 type calls struct {
 	port  io.Reader
-	magic []byte
+	magic magic
 
 	called bool   // the magic of a call has been read
 	rest   []byte // what was read behind it
@@ -62,22 +62,52 @@ func (c *calls) next(other func()) (nonce []byte, err error) {
 // find returns where in b, which follows on the bytes that it was given before, the
 // first magic ends, or -1.
 func (c *calls) find(b []byte) int {
-	most := len(c.magic) - 1
+	most := len(c.magic.text) - 1
 	if len(c.tail) > 0 {
 		across := append(c.tail, b[:min(most, len(b))]...)
-		if at := bytes.Index(across, c.magic); at >= 0 {
-			end := at + len(c.magic) - len(c.tail)
+		if at := c.magic.index(across); at >= 0 {
+			end := at + len(c.magic.text) - len(c.tail)
 			c.tail = c.tail[:0]
 			return end
 		}
 	}
-	if at := bytes.Index(b, c.magic); at >= 0 {
+	if at := c.magic.index(b); at >= 0 {
 		c.tail = c.tail[:0]
-		return at + len(c.magic)
+		return at + len(c.magic.text)
 	}
 	if len(b) > most {
 		b, c.tail = b[len(b)-most:], c.tail[:0]
 	}
 	c.tail = keepTail(append(c.tail, b...), most)
+	return -1
+}
+
+// magic finds a text by Horspool's algorithm, which looks at one byte of 32 and not at
+// each, as bytes.Index does: every byte of a channel goes through it, in machines that
+// are emulated too.
+type magic struct {
+	text []byte
+	skip [256]uint8 // how far a byte that is below the end of text moves it on
+}
+
+func newMagic(text []byte) magic {
+	m := magic{text: text}
+	for i := range m.skip {
+		m.skip[i] = uint8(len(text))
+	}
+	for i, c := range text[:len(text)-1] {
+		m.skip[c] = uint8(len(text) - 1 - i)
+	}
+	return m
+}
+
+// index returns where in b the text begins first, or -1.
+func (m *magic) index(b []byte) int {
+	last := len(m.text) - 1
+	for at := last; at < len(b); at += int(m.skip[b[at]]) {
+		if b[at] == m.text[last] && bytes.Equal(b[at-last:at+1], m.text) {
+			return at - last
+		}
+	}
 	return -1
 }

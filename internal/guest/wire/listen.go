@@ -40,7 +40,7 @@ type Listener struct {
 func Listen(port io.ReadWriteCloser, secret string) *Listener {
 	l := &Listener{
 		port: port, secret: secret, streams: make(chan net.Conn), done: make(chan struct{}),
-		calls: calls{port: port, magic: hostMagic(secret)},
+		calls: calls{port: port, magic: newMagic(hostMagic(secret))},
 	}
 	l.changed.L = &l.mu
 	go l.write()
