@@ -47,7 +47,7 @@ type layerWriter struct {
 // write makes the layer's disk and returns its tree; it fills in what is known of the
 // layer then.
 func (w layerWriter) write(ctx context.Context, layer *Layer, report api.Reporter) (*node, error) {
-	defer sparing()()
+	defer sparing(w.m.MaxMemory)()
 	skip := map[int64]bool{}
 	for {
 		f, err := w.pass(ctx, skip, report)
