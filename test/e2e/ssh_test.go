@@ -58,6 +58,7 @@ func TestSSH(t *testing.T) {
 	t.Run("unknown key", func(t *testing.T) { h.unknownKey(t) })
 	t.Run("no ssh on the host", func(t *testing.T) { h.noSSH(t) })
 	t.Run("daemon killed", func(t *testing.T) { h.daemonKilled(t) })
+	t.Run("daemon killed while it lends", func(t *testing.T) { h.killedLending(t) })
 	t.Run("host key", func(t *testing.T) { h.hostKey(t) })
 
 	h.Must(t, "vm", "delete", "--force", "s")
@@ -322,6 +323,41 @@ func (h *sshHost) daemonKilled(t *testing.T) {
 	hosttest.Eventually(t, 30*time.Second, "the command of the broken session is told", func() bool {
 		return h.must(t, "--", "cat /tmp/hup || true") == "hung up"
 	})
+}
+
+// killedLending kills the daemon at some instants of a copy for which the VM has to
+// borrow rsync. The copy is whole or has failed, and the next one borrows again.
+func (h *sshHost) killedLending(t *testing.T) {
+	const lent = "/run/banger/rsync"
+	from := filepath.Join(h.dir, "long")
+	h.write(t, "long/copy", random(t, 16<<20))
+	rsync := func(to string) *exec.Cmd {
+		return exec.CommandContext(t.Context(), "rsync", "-a", "-e", "ssh -F "+h.config, from+"/", to)
+	}
+	for _, after := range []time.Duration{300 * time.Millisecond, time.Second} {
+		h.must(t, "--", "umount /run/banger/bin/rsync; rm -r /run/banger/bin/rsync "+lent+"; rm -rf /tmp/cut")
+		cut := rsync("s.vm:/tmp/cut/")
+		if err := cut.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(after)
+		h.KillDaemon(t)
+		t.Logf("killed %v into a copy: %v", after, cut.Wait())
+		if r := hosttest.Run(t, rsync("s.vm:/tmp/cut/"), ""); r.Exit != 0 {
+			t.Fatalf("rsync after the daemon was killed %v into one: exit status %d\n%s", after, r.Exit, r.Stderr)
+		}
+		if there := h.must(t, "--", "echo "+lent+"*"); there != lent {
+			t.Errorf("what was borrowed is in %s", there)
+		}
+		if err := os.RemoveAll(filepath.Join(h.dir, "uncut")); err != nil {
+			t.Fatal(err)
+		}
+		if r := hosttest.Run(t, rsync("s.vm:/tmp/cut/"), ""); r.Exit != 0 {
+			t.Fatalf("rsync with what is there: exit status %d\n%s", r.Exit, r.Stderr)
+		}
+		h.Must(t, "vm", "cp", "s:/tmp/cut/.", filepath.Join(h.dir, "uncut"))
+		h.sameTree(t, from, filepath.Join(h.dir, "uncut"))
+	}
 }
 
 // hostKey is the same for the VM's life, and another one is refused.
