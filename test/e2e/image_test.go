@@ -16,14 +16,19 @@ import (
 )
 
 // toolImage is an archive as docker save makes it, of an image that has the program
-// /tool and nothing else, for a machine, with the part "config" of its config.
-func toolImage(t *testing.T, tool, arch, config string) string {
+// /tool and nothing else, for a machine, with the part "config" of its config. The
+// program is there under other names too.
+func toolImage(t *testing.T, tool, arch, config string, names ...string) string {
 	t.Helper()
 	code, err := os.ReadFile(tool)
 	if err != nil {
 		t.Fatal(err)
 	}
-	layer := archiveOf(t, map[string]string{"tool": string(code)})
+	files := map[string]string{"tool": string(code)}
+	for _, name := range names {
+		files[name] = string(code)
+	}
+	layer := archiveOf(t, files)
 	const manifest = `[{"Config":"config.json","RepoTags":["tool:latest"],"Layers":["layer.tar"]}]`
 	config = fmt.Sprintf(`{"architecture":%q,"os":"linux","config":%s,"rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`,
 		arch, config, sha256.Sum256([]byte(layer)))
@@ -46,15 +51,16 @@ func buildTool(t *testing.T) string {
 func TestImageConfig(t *testing.T) {
 	h := hosttest.NewSeeded(t)
 	tool := buildTool(t)
-	importing := func(name, arch, config string) {
+	importing := func(name, arch, config string, names ...string) {
 		t.Helper()
-		if r := h.Pipe(t, toolImage(t, tool, arch, config), "image", "import", name, "-"); r.Exit != 0 {
+		if r := h.Pipe(t, toolImage(t, tool, arch, config, names...), "image", "import", name, "-"); r.Exit != 0 {
 			t.Fatal(r.Stderr)
 		}
 	}
 	const common = `"User":"1000:1001","WorkingDir":"/srv/app","Env":["A=image","B=image"],"Entrypoint":["/tool"]`
 	importing("says", "amd64", `{`+common+`,"Cmd":["say","x y"]}`)
 	importing("fails", "amd64", `{`+common+`,"Cmd":["fail"]}`)
+	importing("boots", "amd64", `{`+common+`,"Cmd":["say","x y"]}`, "sbin/init")
 	importing("other", "arm64", `{`+common+`}`)
 	importing("served", "amd64", `{`+common+`,"Cmd":["serve"],"StopSignal":"SIGQUIT","ExposedPorts":{"8080/tcp":{},"53/udp":{}},"Labels":{"of":"ours"},
 		"Healthcheck":{"Test":["CMD","/tool","check"],"Interval":500000000,"Timeout":20000000000,"Retries":2}}`)
@@ -74,10 +80,23 @@ func TestImageConfig(t *testing.T) {
 	if r := h.Banger(t, "vm", "run", "--rm", "--image", "fails", "-e", "A=1"); r.Exit != 7 || r.Stdout != "fail: what?\n" {
 		t.Errorf("one that fails: exit status %d, %q, %q", r.Exit, r.Stdout, r.Stderr)
 	}
+	ownInit(t, h)
 	served(t, h)
-	h.Must(t, "vm", "delete", "--force", "s")
-	h.Must(t, "image", "rm", "says", "fails", "other", "served")
+	h.Must(t, "vm", "delete", "--force", "s", "i")
+	h.Must(t, "image", "rm", "says", "fails", "boots", "other", "served")
 	nothingLeft(t, h)
+}
+
+// ownInit has an image's init be process 1, as root whoever the image's user is, while
+// commands are run as its config says.
+func ownInit(t *testing.T, h *hosttest.Host) {
+	t.Helper()
+	if got := h.Must(t, "vm", "run", "--init", "--name", "i", "--image", "boots"); got != "1000 1001 [] /srv/app image image / [x y]" {
+		t.Errorf("the image's command said %q beside its init", got)
+	}
+	if log := h.Must(t, "vm", "logs", "i"); !strings.Contains(log, `process 1 of user 0 in / with A=""`) {
+		t.Errorf("its init said:\n%s", log)
+	}
 }
 
 // served runs the image in the background.

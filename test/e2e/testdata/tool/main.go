@@ -1,5 +1,5 @@
-// Tool is the one program of images without a shell: it says how it was started, and
-// serves until it is told to quit.
+// Tool is the one program of images without a shell: it says how it was started, serves
+// until it is told to quit, and is process 1 where it is the image's init.
 package main
 
 import (
@@ -8,9 +8,15 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 )
 
 func main() {
+	if os.Getpid() == 1 {
+		dir, _ := os.Getwd()
+		fmt.Printf("process 1 of user %d in %s with A=%q\n", os.Getuid(), dir, os.Getenv("A"))
+		time.Sleep(time.Hour) // a process 1 that ends is a panic of the kernel
+	}
 	if err := run(os.Args[1], os.Args[2:]); err != nil {
 		fmt.Println(err)
 		os.Exit(7)
