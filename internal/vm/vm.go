@@ -152,7 +152,7 @@ func validate(what string, r api.CreateVM, hostMemory int64) error {
 	case r.CPUs < 1 || r.CPUs > maxCPUs:
 		return bad("%d CPUs", r.CPUs).WithHint("--cpus takes 1 to %d", maxCPUs)
 	case r.Memory < minMemory:
-		return bad("%d MiB of memory are too few", r.Memory>>20).WithHint("--memory takes %d MiB or more", minMemory>>20)
+		return bad("%d MiB of memory are too few", r.Memory>>20).WithHint("--memory takes %dM or more; a number without a unit is bytes", minMemory>>20)
 	case r.Memory > hostMemory:
 		return bad("%d MiB of memory are more than the host has (%d MiB)", r.Memory>>20, hostMemory>>20).
 			WithHint("ask for less with --memory")
