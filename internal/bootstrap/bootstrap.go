@@ -81,22 +81,14 @@ func bootstrap(ctx context.Context, host map[string]string, include []string, st
 		return api.Errorf(api.CodeUnsupported, "bootstrap %s: no package source of it below /etc/apt", codename).
 			WithHint("add one with the suite %s and the component main", codename)
 	}
-	file, err := os.CreateTemp("", "banger-*.sources")
-	if err != nil {
-		return failure(ctx, codename, nil, err)
-	}
-	defer os.Remove(file.Name())
-	_, err = file.WriteString(strings.Join(stanzas, "\n"))
-	if err := errors.Join(err, file.Chmod(0o644), file.Close()); err != nil {
-		return failure(ctx, codename, nil, err)
-	}
 	mode := "unshare"
 	if os.Geteuid() == 0 {
 		mode = "root"
 	}
 	cmd := exec.CommandContext(ctx, tool, "--mode="+mode, "--variant=minbase", "--format=tar",
 		`--customize-hook=rm -f "$1/etc/resolv.conf" "$1/etc/hostname"`, // of this host, not of the image
-		"--include="+strings.Join(slices.Concat(packages, include), ","), suite, "-", file.Name())
+		"--include="+strings.Join(slices.Concat(packages, include), ","), suite, "-", "-")
+	cmd.Stdin = strings.NewReader(strings.Join(stanzas, "\n"))
 	var tail tailWriter
 	cmd.Stdout, cmd.Stderr = stdout, io.MultiWriter(logs, &tail)
 	// A process group of its own: all of it is told to end, as by Ctrl-C, and removes
