@@ -262,24 +262,10 @@ func (b *building) fetch(ctx context.Context) (api.Image, error) {
 	if err := b.quiet(ctx, nil, nil, buildah("push", "--quiet", b.result(), "docker-archive:"+file)...); err != nil {
 		return api.Image{}, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	r, w := io.Pipe()
-	result := make(chan error, 1)
-	go func() {
-		err := b.quiet(ctx, nil, w, "cat", file)
-		w.CloseWithError(err) // a broken archive: the daemon imports nothing
-		result <- err
-	}()
 	line := newProgress(b.d, true)
 	defer line.clear()
-	image, err := b.d.client.ReplaceImage(ctx, b.f.tag, &counter{Reader: r, line: line, step: "import " + b.f.tag})
-	r.CloseWithError(io.ErrClosedPipe)
-	if err != nil {
-		cancel()
-	}
-	if rerr := <-result; rerr != nil && err != nil && !errors.Is(rerr, context.Canceled) {
-		return api.Image{}, rerr
-	}
-	return image, err
+	return piped(ctx, func(ctx context.Context, w io.Writer) error { return b.quiet(ctx, nil, w, "cat", file) },
+		func(r io.Reader) (api.Image, error) {
+			return b.d.client.ReplaceImage(ctx, b.f.tag, &counter{Reader: r, line: line, step: "import " + b.f.tag})
+		})
 }

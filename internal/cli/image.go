@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -188,25 +189,36 @@ func (d *deps) bootstrap(ctx context.Context, distribution, name string, include
 	if err := d.imageNameFree(ctx, "bootstrap", name); err != nil {
 		return api.Image{}, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
 	line := newProgress(d, true)
 	defer line.clear()
 	step := "bootstrap " + distribution
+	return piped(ctx, func(ctx context.Context, w io.Writer) error {
+		return bootstrap.Run(ctx, distribution, include, w, &bootstrapLog{line: line, step: step})
+	}, func(r io.Reader) (api.Image, error) {
+		return d.client.ImportImage(ctx, name, &counter{Reader: r, line: line, step: step + ": import"})
+	})
+}
+
+// piped imports what produce writes, while it does. An archive that breaks off is not
+// imported. Of two errors the producer's tells more, unless it was only told to end.
+func piped(ctx context.Context, produce func(context.Context, io.Writer) error, load func(io.Reader) (api.Image, error)) (api.Image, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	r, w := io.Pipe()
-	result := make(chan error, 1)
+	produced := make(chan error, 1)
 	go func() {
-		err := bootstrap.Run(ctx, distribution, include, w, &bootstrapLog{line: line, step: step})
-		w.CloseWithError(err) // a broken archive: the daemon imports nothing
-		result <- err
+		err := produce(ctx, w)
+		w.CloseWithError(err)
+		produced <- err
 	}()
-	image, err := d.client.ImportImage(ctx, name, &counter{Reader: r, line: line, step: step + ": import"})
+	image, err := load(r)
 	r.CloseWithError(io.ErrClosedPipe)
 	if err != nil {
 		cancel()
 	}
-	if berr := <-result; berr != nil && err != nil && ctx.Err() == nil {
-		return image, berr
+	perr := <-produced // it cleans up behind itself, also when all is well
+	if err != nil && perr != nil && !errors.Is(perr, context.Canceled) && !errors.Is(perr, io.ErrClosedPipe) {
+		err = perr
 	}
 	return image, err
 }
