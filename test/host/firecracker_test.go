@@ -3,13 +3,14 @@ package host
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"banger/internal/hosttest"
 )
 
-// TestFirecracker runs the suite of drivers against a real Firecracker in the VM, which
-// has KVM: make test-firecracker.
+// TestFirecracker has a real Firecracker in the VM, which has KVM: it runs the suite of
+// drivers on it, and then the daemon's VMs. make test-firecracker.
 func TestFirecracker(t *testing.T) {
 	binary, jailer := os.Getenv("BANGER_FIRECRACKER"), os.Getenv("BANGER_JAILER")
 	if binary == "" || jailer == "" {
@@ -22,7 +23,53 @@ func TestFirecracker(t *testing.T) {
 		"firecracker/jailer":      jailer,
 		"firecracker/vmlinux":     os.Getenv("BANGER_TEST_VMLINUX"),
 		"firecracker/initrd":      os.Getenv("BANGER_TEST_INITRD"),
+		"firecracker/banger":      filepath.Join(os.Getenv("BANGER_BIN"), "banger"),
+		"firecracker/bangerd":     filepath.Join(os.Getenv("BANGER_BIN"), "bangerd"),
+		"firecracker/state":       os.Getenv("BANGER_FIXTURE"),
 	})
-	v.RunTests(t, filepath.Join(dir, "suite"), "^TestConformance$",
-		"BANGER_FIRECRACKER="+dir+"firecracker", "BANGER_JAILER="+dir+"jailer", "BANGER_TEST_VMLINUX="+dir+"vmlinux", "BANGER_TEST_INITRD="+dir+"initrd")
+	t.Run("drivers", func(t *testing.T) {
+		v.RunTests(t, filepath.Join(dir, "suite"), "^TestConformance$",
+			"BANGER_FIRECRACKER="+dir+"firecracker", "BANGER_JAILER="+dir+"jailer", "BANGER_TEST_VMLINUX="+dir+"vmlinux", "BANGER_TEST_INITRD="+dir+"initrd")
+	})
+	t.Run("daemon", func(t *testing.T) { firecrackerVMs(t, v, dir) })
+}
+
+// firecrackerVMs has the daemon take Firecracker by itself, jailed, for VMs on the
+// network, with a work disk, and on both kinds of root.
+func firecrackerVMs(t *testing.T, v *hosttest.HostVM, dir string) {
+	banger := func(script string) string {
+		t.Helper()
+		return v.Must(t, "cd "+dir+"; export PATH=$PWD:$PATH BANGER_STATE_DIR=$PWD/state BANGER_RUN_DIR=/run/firecracker BANGER_CONFIG=$PWD/none\n"+script)
+	}
+	banger(smallImage)
+	banger("banger vm run --name a --image small --memory 256M --disk 64M -- sh -c 'echo kept >/root/kept; echo there >/run/memory; echo >/srv; sync'")
+	show := banger("banger vm show a")
+	t.Log(show)
+	if !strings.Contains(show, "firecracker/kvm") {
+		t.Error("another VMM was taken")
+	}
+	if got := banger("ps -o user=,args= -C firecracker"); strings.HasPrefix(got, "root") || !strings.Contains(got, "firecracker") {
+		t.Errorf("its VMM: %s", got)
+	}
+	answers := `ip=$(banger vm show a --json | grep -o '"ip": *"[^"]*' | grep -o '[0-9.]*$'); bash -c "exec 3<>/dev/tcp/$ip/22; head -c 8 <&3"`
+	if got := banger(answers); got != "SSH-2.0-" {
+		t.Errorf("on the network it says %q", got)
+	}
+	banger("banger vm pause a; banger vm resume a; banger vm exec a -- grep there /run/memory")
+	banger(`kill -9 $(banger system status | sed -n 's/^pid *//p'); banger vm exec a -- grep there /run/memory`)
+	banger("banger vm set a --disk 128M; banger vm exec a -- df -BM --output=size /root | grep 1..M")
+	banger("banger vm suspend a; ! pgrep firecracker; banger vm start a; banger vm exec a -- grep there /run/memory")
+	if got := banger(answers); got != "SSH-2.0-" {
+		t.Errorf("awake, on the network it says %q", got)
+	}
+	banger("banger vm stop a; banger vm start a; ! banger vm exec a -- cat /run/memory; banger vm exec a -- cat /root/kept")
+	banger("banger vm stop a; banger vm promote a again; banger vm run --rm --image again --net none --disk 0 -- ls /srv")
+	banger("banger vm run --rm --image small --root-disk dm-snapshot --root-size 300M --disk 0 -- sh -c 'echo >/srv/more; sync'")
+	if got := banger("banger vm run --rm --image small --cpus 2 --io read-bps=50M -- cat /proc/cpuinfo | grep -c ^processor"); got != "2" {
+		t.Errorf("of 2 CPUs it has %s", got)
+	}
+	banger("banger vm delete a; banger system stop")
+	if got := v.Must(t, "pgrep -l firecracker || true; ls /sys/block/dm-*/dm/name /sys/block/loop*/loop/backing_file /sys/class/net 2>/dev/null | grep '^b[dt]' || true; ls "+dir+"state/vms /run/firecracker/vm"); got != dir+"state/vms:\n\n/run/firecracker/vm:" {
+		t.Errorf("left on the host:\n%s", got)
+	}
 }

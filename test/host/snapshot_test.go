@@ -19,10 +19,10 @@ func snapshotFiles() map[string]string {
 	}
 }
 
-// smallImage makes an image of a shell and what it needs for the tests: one of the
-// distribution takes minutes to be copied without hardware virtualization.
+// smallImage makes an image of a shell and what it needs for the tests, in the current
+// directory: one of the distribution takes minutes to be copied without hardware
+// virtualization.
 const smallImage = `
-cd /root/snapshot
 programs="/bin/sh /bin/cat /bin/df /bin/ls /bin/grep /bin/sync /usr/bin/sort"
 libraries=$(ldd $programs | grep -o '/lib[^ ]*' | sort -u)
 mkdir -p tree/dev tree/proc tree/sys tree/tmp tree/run tree/etc tree/root tree/bin
@@ -60,7 +60,7 @@ func snapshots(t *testing.T, v *hosttest.HostVM) {
 			t.Errorf("the root holds %q, want %q", got, want)
 		}
 	}
-	banger(smallImage)
+	banger("cd /root/snapshot\n" + smallImage)
 	got := banger(`banger vm run --name a --image small --net none --memory 256M --disk 0 --root-disk dm-snapshot --root-size 300M -- sh -ec '
 		ls -lnd /etc /tmp | while read mode links user group rest; do echo $mode $user $group; done
 		ls -l /bin/meow | grep -o "meow.*"
