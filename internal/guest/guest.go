@@ -56,6 +56,7 @@ type Conn struct {
 	bulk      *http.Transport // for archives
 	session   *yamux.Session  // nil for streams
 	raw       net.Conn
+	greeting  wire.Health
 	done      chan struct{}
 	once      sync.Once
 }
@@ -103,8 +104,12 @@ func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, e
 		return nil, api.Errorf(api.CodeGuest, "connect to agent: it speaks protocol %d, the daemon %d to %d",
 			health.Protocol, wire.MinProtocol, wire.Protocol).WithHint("stop the VM and start it again")
 	}
+	c.greeting = health
 	return c, nil
 }
+
+// Greeting is what the agent said of itself when the connection was made.
+func (c *Conn) Greeting() wire.Health { return c.greeting }
 
 // halfStream is a stream whose two directions end one by one. yamux's Close ends
 // the own one, and the other one some minutes later if the guest does not.

@@ -38,6 +38,7 @@ type live struct {
 	telling sync.Mutex    // held while the VMM is told to stand still or to go on
 
 	configuration func(context.Context, Record) (wire.Configure, error)
+	checked       bool // its image has a health check
 
 	mu      sync.Mutex
 	rec     Record // as the guest is to know it
@@ -50,7 +51,8 @@ type live struct {
 	turned  chan struct{} // closed and replaced whenever one of both changes
 }
 
-// connect makes the channel to the agent and configures the guest.
+// connect makes the channel to the agent and configures the guest. What is returned of
+// the agent's health is as of then.
 func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, wire.Health, error) {
 	return s.connectWithin(ctx, bootTimeout, inst, rec)
 }
@@ -69,18 +71,16 @@ func (s *Service) connectWithin(ctx context.Context, timeout time.Duration, inst
 	if err != nil {
 		return nil, wire.Health{}, err
 	}
+	health, greeted := conn.Greeting(), time.Now()
 	what, err := s.configuration(ctx, rec)
 	if err == nil {
 		err = conn.Configure(ctx, what)
-	}
-	var health wire.Health
-	if err == nil {
-		health, err = conn.Health(ctx)
 	}
 	if err != nil {
 		conn.Close()
 		return nil, wire.Health{}, err
 	}
+	health.Uptime += time.Since(greeted).Seconds()
 	return conn, health, nil
 }
 
@@ -90,7 +90,7 @@ func (s *Service) newLive(b booted, rec Record) *live {
 	l := &live{
 		rec: rec, inst: b.inst, engine: b.engine, spec: b.spec, steps: b.steps, disks: b.disks, cgroup: b.cgroup,
 		connect: s.connect, log: s.log.With("vm", rec.Name), stop: cancel, ended: make(chan struct{}), ready: make(chan struct{}),
-		configuration: s.configuration, paused: b.paused, unsure: b.adopted, turned: make(chan struct{}),
+		configuration: s.configuration, checked: s.runConfig(ctx, rec).Healthcheck != nil, paused: b.paused, unsure: b.adopted, turned: make(chan struct{}),
 	}
 	if b.conn != nil {
 		l.set(b.conn, b.health.Version)
@@ -106,7 +106,9 @@ func (l *live) keep(ctx context.Context) {
 	defer watch.Wait()
 	for {
 		if conn := l.connection(); conn != nil {
-			watch.Go(func() { l.watchHealth(ctx, conn) })
+			if l.checked {
+				watch.Go(func() { l.watchHealth(ctx, conn) })
+			}
 			next := time.Now().Add(channelPace)
 			lives := l.awaitBreak(ctx, conn)
 			conn.Close()
