@@ -46,6 +46,32 @@ func (d *daemon) raw(t *testing.T, request string) (status, body string) {
 	return resp.Status, string(text)
 }
 
+// TestPadding has what pads an archive come when the archive has been there for a while:
+// the caller must not find the connection closed.
+func TestPadding(t *testing.T) {
+	d := started(t, 1000)
+	c, err := net.Dial("unix", d.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	send := func(text string) {
+		t.Helper()
+		if _, err := io.WriteString(c, text); err != nil {
+			t.Error(err)
+		}
+	}
+	send("PUT /v1/images/early HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/octet-stream\r\nContent-Length: 3000\r\n\r\n")
+	send(strings.Repeat("x", 1000))
+	time.Sleep(100 * time.Millisecond)
+	send(strings.Repeat("\x00", 1000))
+	time.Sleep(100 * time.Millisecond)
+	send(strings.Repeat("\x00", 1000))
+	if resp, err := http.ReadResponse(bufio.NewReader(c), nil); err != nil || resp.StatusCode/100 != 2 {
+		t.Errorf("%+v, %v", resp, err)
+	}
+}
+
 // TestOddRequests sends what no client would: each is answered by an error, and
 // the daemon goes on serving.
 func TestOddRequests(t *testing.T) {

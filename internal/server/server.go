@@ -210,8 +210,12 @@ func (s *server) guard(next http.Handler) http.Handler {
 				r.Body = io.NopCloser(body) // huma closes it
 			}
 			next.ServeHTTP(w, r)
-			if w.status >= 400 && body != http.NoBody {
+			switch {
+			case body == http.NoBody:
+			case w.status >= 400:
 				drain(w, body)
+			default:
+				readRest(w, body)
 			}
 		}
 	})
@@ -226,6 +230,17 @@ func drain(w http.ResponseWriter, body io.Reader) {
 	rc := http.NewResponseController(w)
 	if rc.Flush() == nil && rc.SetReadDeadline(time.Now().Add(drainTime)) == nil {
 		_, _ = io.Copy(io.Discard, body)
+	}
+}
+
+// maxRest is how much may come behind the end of an archive, in bytes: tar(1) pads it.
+const maxRest = 1 << 20
+
+// readRest reads what a caller sends behind that which was needed, before the answer:
+// one whose connection is closed while it sends takes it for a failure.
+func readRest(w http.ResponseWriter, body io.Reader) {
+	if http.NewResponseController(w).SetReadDeadline(time.Now().Add(drainTime)) == nil {
+		_, _ = io.CopyN(io.Discard, body, maxRest)
 	}
 }
 
