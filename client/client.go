@@ -194,19 +194,31 @@ func (c *Client) call(ctx context.Context, r request, in, out any) error {
 		r.body = bytes.NewReader(b)
 		r.header = http.Header{"Content-Type": {"application/json"}}
 	}
+	return c.receive(ctx, r, func(answer io.Reader) error {
+		if out == nil {
+			return nil
+		}
+		text, err := io.ReadAll(answer)
+		if err != nil {
+			return err
+		}
+		return json.Unmarshal(text, out)
+	})
+}
+
+// receive sends a request and has decode read the answer, if it is one of success.
+func (c *Client) receive(ctx context.Context, r request, decode func(io.Reader) error) error {
 	resp, err := c.send(ctx, r)
 	if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
-	if out == nil {
-		return nil
-	}
-	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
-	if err != nil {
-		return broken(ctx, r, err)
-	}
-	if err := json.Unmarshal(text, out); err != nil {
+	in := &received{r: io.LimitReader(resp.Body, maxAnswer)}
+	err = decode(in)
+	switch {
+	case in.err != nil:
+		return broken(ctx, r, in.err)
+	case err != nil:
 		return api.Errorf(api.CodeInternal, "%s: decode the answer: %w", r, err)
 	}
 	return nil
@@ -221,21 +233,12 @@ func get[T any](ctx context.Context, c *Client, path ...string) (T, error) {
 // list gets a list, whose first elements it decodes while the daemon still writes the
 // last.
 func list[T any](ctx context.Context, c *Client, path ...string) ([]T, error) {
-	r := request{method: http.MethodGet, path: path}
-	resp, err := c.send(ctx, r)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	in := &received{r: io.LimitReader(resp.Body, maxAnswer)}
-	out, err := decodeList[T](jsontext.NewDecoder(in))
-	switch {
-	case in.err != nil:
-		return nil, broken(ctx, r, in.err)
-	case err != nil:
-		return nil, api.Errorf(api.CodeInternal, "%s: decode the answer: %w", r, err)
-	}
-	return out, nil
+	var out []T
+	err := c.receive(ctx, request{method: http.MethodGet, path: path}, func(answer io.Reader) (err error) {
+		out, err = decodeList[T](jsontext.NewDecoder(answer))
+		return err
+	})
+	return out, err
 }
 
 func decodeList[T any](d *jsontext.Decoder) ([]T, error) {

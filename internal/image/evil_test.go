@@ -171,7 +171,7 @@ var evils = map[string]struct {
 			}
 		}, good...)
 	}, api.CodeUnavailable, "hardly sends"},
-	"a layer of 1 GB of zeros": {func(t *testing.T, e *evil, good [][]byte) string {
+	"a layer of 100 MB of zeros": {func(t *testing.T, e *evil, good [][]byte) string {
 		return e.image(t, nil, good[0], archive(t, fileEntry("zeros", 100<<20)))
 	}, api.CodeInvalid, "zeros"},
 	"a layer that leads up": {func(t *testing.T, e *evil, good [][]byte) string {

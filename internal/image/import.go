@@ -313,7 +313,14 @@ func (w *sparseWriter) finish() error { return w.f.Truncate(w.end) }
 
 var zeroBlock [blockSize]byte
 
-func isZero(p []byte) bool { return bytes.Equal(p, zeroBlock[:len(p)]) }
+func isZero(p []byte) bool {
+	for ; len(p) > blockSize; p = p[blockSize:] {
+		if !bytes.Equal(p[:blockSize], zeroBlock[:]) {
+			return false
+		}
+	}
+	return bytes.Equal(p, zeroBlock[:len(p)])
+}
 
 func isNoSpace(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || err != nil && api.CodeOf(err) == api.CodeNoSpace

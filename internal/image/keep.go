@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -120,7 +119,7 @@ func (s *spool) append(ctx context.Context, blob Blob, progress func(n int64)) e
 
 // put writes what arrives behind what is there; of nothing but zeros it makes a hole.
 func (s *spool) put(p []byte) error {
-	if len(bytes.TrimLeft(p, "\x00")) == 0 {
+	if isZero(p) {
 		return s.file.Truncate(s.n + int64(len(p)))
 	}
 	_, err := s.file.WriteAt(p, s.n)

@@ -101,16 +101,14 @@ func writeJSON(w io.Writer, v any) error {
 	if list.Kind() != reflect.Slice || list.IsNil() {
 		return errors.Join(e.Encode(v), buf.Flush())
 	}
-	before := byte('[')
-	for _, element := range list.Seq2() {
-		_ = buf.WriteByte(before) // Flush tells
-		before = ','
-		if err := e.Encode(element.Addr().Interface()); err != nil {
+	_ = buf.WriteByte('[') // Flush tells
+	for i := range list.Len() {
+		if i > 0 {
+			_ = buf.WriteByte(',')
+		}
+		if err := e.Encode(list.Index(i).Addr().Interface()); err != nil {
 			return err
 		}
-	}
-	if list.Len() == 0 {
-		_ = buf.WriteByte(before)
 	}
 	_, _ = buf.WriteString("]\n")
 	return buf.Flush()

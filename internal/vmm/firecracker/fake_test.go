@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -26,6 +25,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"banger/internal/guest/wire"
+	"banger/internal/hosttest"
 )
 
 // fakeSetup is what a fake program is: it is appended to a copy of the test's own, which
@@ -60,33 +60,33 @@ func TestMain(m *testing.M) {
 	os.Exit(0)
 }
 
-// static is the test's own program. One with a dynamic loader, as with the race detector,
-// would lack that in a jail and is made anew.
-var static = sync.OnceValues(func() ([]byte, error) {
+// static is the test's own program, once it is known.
+var static struct {
+	sync.Mutex
+	text []byte
+}
+
+// staticTest returns the test's own program. One with a dynamic loader, as with the race
+// detector, would lack that in a jail and is made anew.
+func staticTest(t *testing.T) []byte {
+	t.Helper()
+	static.Lock()
+	defer static.Unlock()
+	if static.text != nil {
+		return static.text
+	}
 	me, err := os.Executable()
-	if err != nil {
-		return nil, err
-	}
+	must(t, err)
 	program, err := elf.Open(me)
-	if err != nil {
-		return nil, err
-	}
+	must(t, err)
 	defer program.Close()
 	if slices.ContainsFunc(program.Progs, func(p *elf.Prog) bool { return p.Type == elf.PT_INTERP }) {
-		dir, err := os.MkdirTemp("", "")
-		if err != nil {
-			return nil, err
-		}
-		defer os.RemoveAll(dir)
-		me = filepath.Join(dir, "test")
-		build := exec.Command("go", "test", "-c", "-o", me, ".")
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			return nil, fmt.Errorf("build a static test: %w: %s", err, out)
-		}
+		me = hosttest.BuildTests(t, "internal/vmm/firecracker")
 	}
-	return os.ReadFile(me)
-})
+	static.text, err = os.ReadFile(me)
+	must(t, err)
+	return static.text
+}
 
 // fakes makes the two programs and returns the path of the first one.
 func fakes(t *testing.T, setup fakeSetup) string {
@@ -101,12 +101,8 @@ func fakes(t *testing.T, setup fakeSetup) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	text, err := static()
-	if err != nil {
-		t.Fatal(err)
-	}
 	dir := t.TempDir()
-	err = os.WriteFile(filepath.Join(dir, "firecracker"), slices.Concat(text, []byte(fakeMark), trailer), 0o755)
+	err = os.WriteFile(filepath.Join(dir, "firecracker"), slices.Concat(staticTest(t), []byte(fakeMark), trailer), 0o755)
 	if err == nil {
 		err = os.Link(filepath.Join(dir, "firecracker"), filepath.Join(dir, "jailer"))
 	}
