@@ -125,7 +125,7 @@ func InMounts(pidfd *os.File, fn func() error) error {
 		if err := unix.Unshare(unix.CLONE_FS); err != nil { // threads share root and directory
 			return err
 		}
-		if err := unix.Setns(int(pidfd.Fd()), unix.CLONE_NEWNS); err != nil {
+		if err := whileOpen(pidfd, func(fd int) error { return unix.Setns(fd, unix.CLONE_NEWNS) }); err != nil {
 			return fmt.Errorf("enter mount namespace of %s: %w", pidfd.Name(), err)
 		}
 		return fn()

@@ -124,10 +124,29 @@ func AwaitEnd(ctx context.Context, pidfd *os.File) error {
 	}
 }
 
-// KillPidfd ends the process that pidfd stands for; pidfd_send_signal(2).
+// signalPidfd sends the process that pidfd stands for a signal; pidfd_send_signal(2).
+func signalPidfd(pidfd *os.File, signal unix.Signal) error {
+	return whileOpen(pidfd, func(fd int) error { return unix.PidfdSendSignal(fd, signal, nil, 0) })
+}
+
+// whileOpen runs fn with a file's descriptor, which stays the file's until fn has returned,
+// whoever closes it meanwhile: its number could become that of another process's. The
+// error for a file that is closed already is os.ErrClosed.
+func whileOpen(f *os.File, fn func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	if err := raw.Control(func(fd uintptr) { inner = fn(int(fd)) }); err != nil {
+		return err
+	}
+	return inner
+}
+
+// KillPidfd ends the process that pidfd stands for.
 func KillPidfd(pidfd *os.File) error {
-	defer runtime.KeepAlive(pidfd)
-	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0); err != nil {
+	if err := signalPidfd(pidfd, unix.SIGKILL); err != nil {
 		return fmt.Errorf("kill %s: %w", pidfd.Name(), err)
 	}
 	return nil
@@ -136,8 +155,7 @@ func KillPidfd(pidfd *os.File) error {
 // Stop has all threads of a process stand still, and returns when they do; signal(7),
 // SIGSTOP. A cgroup's freezer would do, but for the thread that KVM has in it.
 func Stop(ctx context.Context, pidfd *os.File, pid int) error {
-	defer runtime.KeepAlive(pidfd)
-	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGSTOP, nil, 0); err != nil {
+	if err := signalPidfd(pidfd, unix.SIGSTOP); err != nil {
 		return fmt.Errorf("stop %s: %w", pidfd.Name(), err)
 	}
 	for {
@@ -155,8 +173,7 @@ func Stop(ctx context.Context, pidfd *os.File, pid int) error {
 
 // Continue has a process go on; SIGCONT.
 func Continue(pidfd *os.File) error {
-	defer runtime.KeepAlive(pidfd)
-	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGCONT, nil, 0); err != nil {
+	if err := signalPidfd(pidfd, unix.SIGCONT); err != nil {
 		return fmt.Errorf("continue %s: %w", pidfd.Name(), err)
 	}
 	return nil

@@ -103,18 +103,9 @@ func ioctlBytes(f *os.File, request uintptr, b []byte) error {
 
 // SetWindowSize sets the size of the terminal of which f is the master, in characters.
 func SetWindowSize(f *os.File, rows, cols uint16) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var ioctlErr error
-	err = raw.Control(func(fd uintptr) {
-		ioctlErr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
+	return whileOpen(f, func(fd int) error {
+		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
 	})
-	if err != nil {
-		return err
-	}
-	return ioctlErr
 }
 
 // TerminalDry says whether the terminal of which f is the master takes its input by
