@@ -1,6 +1,7 @@
 package host
 
 import (
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,29 +18,28 @@ func TestFirecracker(t *testing.T) {
 		t.Skip("Firecracker was not run: BANGER_FIRECRACKER and BANGER_JAILER do not name its programs")
 	}
 	dir := hosttest.HostVMFiles + "/firecracker/"
-	v := hosttest.NewHostVM(t, map[string]string{
+	files := map[string]string{
 		"firecracker/suite":       hosttest.BuildTests(t, "internal/vmm/firecracker"),
 		"firecracker/firecracker": binary,
 		"firecracker/jailer":      jailer,
 		"firecracker/vmlinux":     os.Getenv("BANGER_TEST_VMLINUX"),
 		"firecracker/initrd":      os.Getenv("BANGER_TEST_INITRD"),
-		"firecracker/banger":      filepath.Join(os.Getenv("BANGER_BIN"), "banger"),
-		"firecracker/bangerd":     filepath.Join(os.Getenv("BANGER_BIN"), "bangerd"),
-		"firecracker/state":       os.Getenv("BANGER_FIXTURE"),
-	})
+	}
+	maps.Copy(files, programs("firecracker"))
+	v := hosttest.NewHostVM(t, files)
 	t.Run("drivers", func(t *testing.T) {
 		v.RunTests(t, filepath.Join(dir, "suite"), "^TestConformance$",
 			"BANGER_FIRECRACKER="+dir+"firecracker", "BANGER_JAILER="+dir+"jailer", "BANGER_TEST_VMLINUX="+dir+"vmlinux", "BANGER_TEST_INITRD="+dir+"initrd")
 	})
-	t.Run("daemon", func(t *testing.T) { firecrackerVMs(t, v, dir) })
+	t.Run("daemon", func(t *testing.T) { firecrackerVMs(t, installation{v, "firecracker"}) })
 }
 
 // firecrackerVMs has the daemon take Firecracker by itself, jailed, for VMs on the
 // network, with a work disk, and on both kinds of root.
-func firecrackerVMs(t *testing.T, v *hosttest.HostVM, dir string) {
+func firecrackerVMs(t *testing.T, i installation) {
 	banger := func(script string) string {
 		t.Helper()
-		return v.Must(t, "cd "+dir+"; export PATH=$PWD:$PATH BANGER_STATE_DIR=$PWD/state BANGER_RUN_DIR=/run/firecracker BANGER_CONFIG=$PWD/none\n"+script)
+		return i.must(t, script)
 	}
 	banger(smallImage)
 	banger("banger vm run --name a --image small --memory 256M --disk 64M -- sh -c 'echo kept >/root/kept; echo there >/run/memory; echo >/srv; sync'")
@@ -56,7 +56,7 @@ func firecrackerVMs(t *testing.T, v *hosttest.HostVM, dir string) {
 		t.Errorf("on the network it says %q", got)
 	}
 	banger("banger vm pause a; banger vm resume a; banger vm exec a -- grep there /run/memory")
-	banger(`kill -9 $(banger system status | sed -n 's/^pid *//p'); banger vm exec a -- grep there /run/memory`)
+	banger(killDaemon + "banger vm exec a -- grep there /run/memory")
 	banger("banger vm set a --disk 128M; banger vm exec a -- df -BM --output=size /root | grep 1..M")
 	banger("banger vm suspend a; ! pgrep firecracker; banger vm start a; banger vm exec a -- grep there /run/memory")
 	if got := banger(answers); got != "SSH-2.0-" {
@@ -69,7 +69,5 @@ func firecrackerVMs(t *testing.T, v *hosttest.HostVM, dir string) {
 		t.Errorf("of 2 CPUs it has %s", got)
 	}
 	banger("banger vm delete a; banger system stop")
-	if got := v.Must(t, "pgrep -l firecracker || true; ls /sys/block/dm-*/dm/name /sys/block/loop*/loop/backing_file /sys/class/net 2>/dev/null | grep '^b[dt]' || true; ls "+dir+"state/vms /run/firecracker/vm"); got != dir+"state/vms:\n\n/run/firecracker/vm:" {
-		t.Errorf("left on the host:\n%s", got)
-	}
+	i.checkNothingLeft(t)
 }

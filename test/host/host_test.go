@@ -31,8 +31,8 @@ var kernelTests = []struct {
 func TestHost(t *testing.T) {
 	files := installFiles(t)
 	if all {
-		maps.Copy(files, snapshotFiles())
-		maps.Copy(files, memoryFiles())
+		maps.Copy(files, programs("snapshot"))
+		maps.Copy(files, programs("oom"))
 		maps.Copy(files, failingFiles(t))
 	}
 	for _, k := range kernelTests {

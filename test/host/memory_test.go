@@ -1,22 +1,11 @@
 package host
 
 import (
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
 	"banger/internal/hosttest"
 )
-
-// memoryFiles are what the test needs in the VM: the programs, and a kernel and an image.
-func memoryFiles() map[string]string {
-	return map[string]string{
-		"oom/banger":  filepath.Join(os.Getenv("BANGER_BIN"), "banger"),
-		"oom/bangerd": filepath.Join(os.Getenv("BANGER_BIN"), "bangerd"),
-		"oom/state":   os.Getenv("BANGER_FIXTURE"),
-	}
-}
 
 // memoryScript runs a VM, shows its limits, changes them, has the clock jump, and takes
 // away the memory that the VM has.

@@ -1,23 +1,12 @@
 package host
 
 import (
-	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
 
 	"banger/internal/hosttest"
 )
-
-// snapshotFiles are what snapshots needs in the host in the VM.
-func snapshotFiles() map[string]string {
-	return map[string]string{
-		"snapshot/banger":  filepath.Join(os.Getenv("BANGER_BIN"), "banger"),
-		"snapshot/bangerd": filepath.Join(os.Getenv("BANGER_BIN"), "bangerd"),
-		"snapshot/state":   os.Getenv("BANGER_FIXTURE"),
-	}
-}
 
 // smallImage makes an image of a shell and what it needs for the tests, in the current
 // directory: one of the distribution takes minutes to be copied without hardware
@@ -41,9 +30,10 @@ banger image import small small.tar
 // snapshots has a VM with a root of one block device, on a kernel with device-mapper,
 // with KVM. It lives through growth, a new daemon, a stop and the host's power cut.
 func snapshots(t *testing.T, v *hosttest.HostVM) {
+	i := installation{v, "snapshot"}
 	banger := func(script string) string {
 		t.Helper()
-		return v.Must(t, "export PATH=/root/snapshot:$PATH BANGER_STATE_DIR=/root/snapshot/state BANGER_RUN_DIR=/run/snapshot BANGER_CONFIG=/root/snapshot/none\n"+script)
+		return i.must(t, script)
 	}
 	megabytes := func() int {
 		t.Helper()
@@ -60,7 +50,7 @@ func snapshots(t *testing.T, v *hosttest.HostVM) {
 			t.Errorf("the root holds %q, want %q", got, want)
 		}
 	}
-	banger("cd /root/snapshot\n" + smallImage)
+	banger(smallImage)
 	got := banger(`banger vm run --name a --image small --net none --memory 256M --disk 0 --root-disk dm-snapshot --root-size 300M -- sh -ec '
 		ls -lnd /etc /tmp | while read mode links user group rest; do echo $mode $user $group; done
 		ls -l /bin/meow | grep -o "meow.*"
@@ -79,7 +69,7 @@ func snapshots(t *testing.T, v *hosttest.HostVM) {
 	if n := megabytes(); n < 540 {
 		t.Errorf("grown, the root has %d MB", n)
 	}
-	banger(`kill -9 $(banger system status | sed -n 's/^pid *//p'); banger vm exec a -- sh -c 'echo more >>/kept; sync'`)
+	banger(killDaemon + "banger vm exec a -- sh -c 'echo more >>/kept; sync'")
 	banger("banger vm set a --root-size 700M") // of a VM that was adopted
 	if n := megabytes(); n < 640 {
 		t.Errorf("grown again, the root has %d MB", n)
@@ -105,7 +95,5 @@ func snapshots(t *testing.T, v *hosttest.HostVM) {
 	banger("banger vm stop a; banger vm promote a again; banger vm run --rm --image again --net none --disk 0 -- cat /kept | grep more")
 	banger("banger vm reset a; banger vm start a; ! banger vm exec a -- cat /kept")
 	banger("banger vm delete --force a; banger system stop")
-	if got := v.Must(t, "ls /sys/block/dm-*/dm/name /sys/block/loop*/loop/backing_file 2>/dev/null || true; ls /root/snapshot/state/vms /run/snapshot/vm"); got != "/root/snapshot/state/vms:\n\n/run/snapshot/vm:" {
-		t.Errorf("left on the host:\n%s", got)
-	}
+	i.checkNothingLeft(t)
 }
