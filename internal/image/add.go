@@ -46,7 +46,9 @@ func (m *Manager) add(ctx context.Context, owner uint32, name string, replace bo
 		return Image{}, err
 	}
 	unpin := m.pin(append(chains, tailID(chains)))
-	img, err := m.build(ctx, &builder{m: m, owner: owner, art: art, diffs: diffs, chains: chains, report: report})
+	img, err := m.build(ctx, &builder{
+		m: m, owner: owner, art: art, diffs: diffs, chains: chains, report: report, memory: allowance{m: m, owner: owner, report: report},
+	})
 	if err == nil {
 		img.Name, img.Owner = name, owner
 		m.mu.Lock()
@@ -89,6 +91,7 @@ func (m *Manager) build(ctx context.Context, b *builder) (img Image, err error) 
 	ctx, cancel := context.WithCancel(ctx)
 	defer func() {
 		cancel()
+		b.rest()
 		err = errors.Join(err, b.abandon(context.WithoutCancel(ctx), b.art.resumes() && brokenOff(err)))
 	}()
 	if err := b.prefetch(ctx); err != nil {
@@ -127,6 +130,7 @@ type builder struct {
 	below   *node   // what they are, one upon the other; valid for the first so many:
 	merged  int
 	entries int64 // of them
+	memory  allowance
 
 	bars    *bars
 	fetches []*fetch // by layer; nil for one that is here already or that another makes
@@ -226,7 +230,7 @@ func (b *builder) layer(ctx context.Context, i int) (Layer, error) {
 		}
 		claim := b.m.claim(b.fetching(i))
 		if claim == nil {
-			if err := b.m.await(ctx, b.fetching(i)); err != nil {
+			if err := b.await(ctx, b.fetching(i)); err != nil {
 				return Layer{}, err
 			}
 			continue
@@ -273,10 +277,10 @@ func (b *builder) ownDisk(i int) bool { return len(b.chains) <= maxDisks || i < 
 
 // make turns a blob that arrives into a layer.
 func (b *builder) make(ctx context.Context, i int, f *fetch, layer *Layer) error {
-	if err := b.mergeTo(i); err != nil {
+	if err := b.mergeTo(ctx, i); err != nil {
 		return err
 	}
-	w := layerWriter{m: b.m, dir: f.dir, disk: b.ownDisk(i), open: f.spool.reader, low: &lower{i, b.below, b.archive}, maxEntries: b.m.MaxEntries - b.entries}
+	w := layerWriter{m: b.m, dir: f.dir, disk: b.ownDisk(i), open: f.spool.reader, low: &lower{i, b.below, b.archive}, memory: &b.memory, maxEntries: b.m.MaxEntries - b.entries}
 	tree, err := w.write(ctx, layer, func(p api.Progress) { b.bars.written(i, p) })
 	if ferr := f.spool.wait(); ferr != nil {
 		return ferr // what the conversion met then is no wonder
@@ -294,7 +298,16 @@ func (b *builder) make(ctx context.Context, i int, f *fetch, layer *Layer) error
 }
 
 // mergeTo brings below up to the first n layers.
-func (b *builder) mergeTo(n int) error {
+func (b *builder) mergeTo(ctx context.Context, n int) error {
+	var entries int64
+	for _, l := range b.layers[:n] {
+		entries += l.Entries
+	}
+	if entries*lowerDirCost > smallTree { // at worst
+		if err := b.memory.take(ctx); err != nil {
+			return err
+		}
+	}
 	for ; b.merged < n; b.merged++ {
 		tree, err := b.m.tree(b.layers[b.merged])
 		if err != nil {
@@ -304,6 +317,18 @@ func (b *builder) mergeTo(n int) error {
 		b.entries += b.layers[b.merged].Entries
 	}
 	return nil
+}
+
+// rest drops what takes memory here and can be read again.
+func (b *builder) rest() {
+	b.below, b.merged, b.entries = nil, 0, 0
+	b.memory.end()
+}
+
+// await is that of Manager, for a builder, which rests meanwhile.
+func (b *builder) await(ctx context.Context, what string) error {
+	b.rest()
+	return b.m.await(ctx, what)
 }
 
 // archive opens that of the layer number i.

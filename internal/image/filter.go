@@ -30,6 +30,7 @@ type filter struct {
 	maxSize    int64
 	maxEntries int64
 	report     func(entries int64)
+	large      func() error // called once, when the tree is no small one any more
 
 	size    int64
 	entries int64  // of the archive, and directories that it implies
@@ -140,13 +141,23 @@ func (f *filter) entry(in *tar.Reader, out *tar.Writer, hdr *tar.Header, buf []b
 	if err != nil {
 		return invalid(hdr.Name, err)
 	}
-	if clean == nil || f.stack.isStale() {
-		return nil
+	if err := f.grown(); err != nil || clean == nil || f.stack.isStale() {
+		return err
 	}
 	if err := f.imply(out, parents, clean.ModTime); err != nil {
 		return err
 	}
 	return f.copy(out, clean, in, buf)
+}
+
+// grown asks for the memory of a tree that is no small one any more.
+func (f *filter) grown() error {
+	if f.tree.memory <= smallTree || f.large == nil {
+		return nil
+	}
+	large := f.large
+	f.large = nil
+	return large()
 }
 
 // copy puts an entry, with its content, into the file system.

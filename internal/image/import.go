@@ -137,7 +137,9 @@ func (m *Manager) importInto(ctx context.Context, dir string, owner uint32, name
 	defer kept.Close()
 	keep := &keeper{file: kept}
 	layer := Layer{Dir: dir}
-	w := layerWriter{m: m, dir: dir, disk: true, maxEntries: m.MaxEntries, open: func() io.Reader { return io.TeeReader(r, keep) }}
+	memory := allowance{m: m, owner: owner, report: report}
+	defer memory.end()
+	w := layerWriter{m: m, dir: dir, disk: true, memory: &memory, maxEntries: m.MaxEntries, open: func() io.Reader { return io.TeeReader(r, keep) }}
 	tree, err := w.write(ctx, &layer, report)
 	if kerr := keep.finish(); err == nil {
 		err = kerr

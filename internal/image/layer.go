@@ -41,6 +41,7 @@ type layerWriter struct {
 	disk       bool             // whether a disk is made; the tree always is
 	open       func() io.Reader // the archive, from its beginning
 	low        *lower           // nil for an archive that stands alone, which is read once
+	memory     *allowance
 	maxEntries int64
 }
 
@@ -68,6 +69,7 @@ func (w layerWriter) pass(ctx context.Context, skip map[int64]bool, report api.R
 		report(api.Progress{Step: fmt.Sprintf("import (%d entries)", entries), Current: raw.n.Load()})
 	})
 	f.tree.maxMemory = w.m.MaxMemory
+	f.large = func() error { return w.memory.take(ctx) }
 	plain, format, err := intake.Open(raw)
 	f.src.format = format
 	if err != nil {
@@ -232,9 +234,13 @@ func (b *builder) ensureDisk(ctx context.Context, i int, layer *Layer) error {
 		if _, err := os.Stat(b.m.path(layer.Dir, layerFile)); err == nil {
 			return nil
 		}
+		// Others may wait for this disk, and are not to wait for another image of this owner's.
+		if err := b.memory.take(ctx); err != nil {
+			return err
+		}
 		release := b.m.claim(layer.Digest)
 		if release == nil {
-			if err := b.m.await(ctx, layer.Digest); err != nil {
+			if err := b.await(ctx, layer.Digest); err != nil {
 				return err
 			}
 			continue
@@ -246,7 +252,7 @@ func (b *builder) ensureDisk(ctx context.Context, i int, layer *Layer) error {
 }
 
 func (b *builder) makeDisk(ctx context.Context, i int, layer *Layer) error {
-	if err := b.mergeTo(i); err != nil {
+	if err := b.mergeTo(ctx, i); err != nil {
 		return err
 	}
 	var archive io.ReadCloser = io.NopCloser(nil)
@@ -260,7 +266,7 @@ func (b *builder) makeDisk(ctx context.Context, i int, layer *Layer) error {
 		archive = opened
 		return archive
 	}
-	w := layerWriter{m: b.m, dir: layer.Dir, disk: true, open: open, low: &lower{i, b.below, b.archive}, maxEntries: b.m.MaxEntries}
+	w := layerWriter{m: b.m, dir: layer.Dir, disk: true, open: open, low: &lower{i, b.below, b.archive}, memory: &b.memory, maxEntries: b.m.MaxEntries}
 	same := *layer
 	if _, err := w.write(ctx, &same, b.report); err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -63,56 +64,86 @@ func attributed(name, key string, size int) tar.Header {
 // own: they are refused before the process has taken much memory.
 func TestMemoryIsBounded(t *testing.T) {
 	if kind := os.Getenv(envWorst); kind != "" {
-		importWorst(t, worst[kind])
+		pr, pw := io.Pipe()
+		go func() { pw.CloseWithError(endless(pw, worst[kind])) }()
+		importWorst(t, pr)
 		return
 	}
 	for kind := range worst {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
-			cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^TestMemoryIsBounded$", "-test.v")
-			cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-			cmd.Env = append(os.Environ(), envWorst+"="+kind)
-			out, err := cmd.CombinedOutput()
-			if err != nil {
-				t.Fatalf("%v: %s", err, out)
-			}
-			var peak int
-			_, figures, _ := strings.Cut(string(out), "VmHWM:")
-			if _, err := fmt.Sscan(figures, &peak); err != nil || peak > mostMemory {
-				t.Errorf("%d kB of memory, more than %d: %v", peak, mostMemory, err)
-			}
-			_, entries, _ := strings.Cut(string(out), "refused: ")
-			t.Logf("%d kB, %.200s", peak, entries)
+			checkPeak(t, "TestMemoryIsBounded", kind)
 		})
 	}
 }
 
+// TestMemoryOfDeepImage is the same with an image of many layers, each of which takes
+// little: but what is above the first seven is one disk.
+func TestMemoryOfDeepImage(t *testing.T) {
+	if file := os.Getenv(envWorst); file != "" {
+		f, err := os.Open(file)
+		check(t, err)
+		importWorst(t, f)
+		return
+	}
+	var layers [][]byte
+	for l := range 24 {
+		var entries []tar.Header
+		for i := range 9_000 {
+			entries = append(entries, fileEntry(fmt.Sprintf("d%d/%d", l, i), 0))
+		}
+		layers = append(layers, archive(t, entries...))
+	}
+	file := filepath.Join(t.TempDir(), "deep.tar")
+	check(t, os.WriteFile(file, saved(t, ociImage(t, layers...)), 0o600))
+	checkPeak(t, "TestMemoryOfDeepImage", file)
+}
+
+// checkPeak runs a test in a process of its own, which imports and is refused, and finds
+// that it took little memory.
+func checkPeak(t *testing.T, name, kind string) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "/proc/self/exe", "-test.run=^"+name+"$", "-test.v")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	cmd.Env = append(os.Environ(), envWorst+"="+kind)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	var peak int
+	_, figures, _ := strings.Cut(string(out), "VmHWM:")
+	if _, err := fmt.Sscan(figures, &peak); err != nil || peak > mostMemory {
+		t.Errorf("%d kB of memory, more than %d: %v", peak, mostMemory, err)
+	}
+	_, entries, _ := strings.Cut(string(out), "refused: ")
+	t.Logf("%d kB, %.200s", peak, entries)
+}
+
+func endless(w io.Writer, header func(i int) tar.Header) error {
+	b := bufio.NewWriterSize(w, 1<<20)
+	out := tar.NewWriter(b)
+	for i := range 10_000_000 {
+		h := header(i)
+		if h.Typeflag == 0 {
+			h.Typeflag = tar.TypeReg
+		}
+		err := out.WriteHeader(&h)
+		if err == nil && h.Size > 0 {
+			_, err = out.Write(make([]byte, h.Size))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // importWorst is the child's part.
-func importWorst(t *testing.T, header func(i int) tar.Header) {
+func importWorst(t *testing.T, r io.ReadCloser) {
 	m, db, dir := newManager(t)
 	m.MaxSize, m.MaxEntries = 20<<30, 2_000_000
-	pr, pw := io.Pipe()
-	go func() {
-		b := bufio.NewWriterSize(pw, 1<<20)
-		w := tar.NewWriter(b)
-		for i := range 10_000_000 {
-			h := header(i)
-			if h.Typeflag == 0 {
-				h.Typeflag = tar.TypeReg
-			}
-			err := w.WriteHeader(&h)
-			if err == nil && h.Size > 0 {
-				_, err = w.Write(make([]byte, h.Size))
-			}
-			if err != nil {
-				pw.CloseWithError(err)
-				return
-			}
-		}
-		pw.Close()
-	}()
-	_, refusal := m.Import(t.Context(), 0, "worst", pr, nil)
-	pr.Close()
+	_, refusal := m.Import(t.Context(), 0, "worst", r, nil)
+	r.Close()
 	if err := refusal; api.CodeOf(err) != api.CodeInvalid || !strings.Contains(api.AsError(err).Hint, "image.max_memory") {
 		t.Errorf("got %v", err)
 	}

@@ -76,7 +76,7 @@ func (f *filter) newLayer(layer int, below *node, archive func(int) (io.ReadClos
 		skip = map[int64]bool{}
 	}
 	f.tree.below, f.tree.rooted = below, true
-	f.tree.memory += below.weight()
+	f.tree.memory += below.weight(lowerFileCost, lowerDirCost)
 	f.stack = &stack{layer: layer, archive: archive, skip: skip, more: map[*node][]int64{}, copies: map[origin]*copied{}}
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"io"
 
+	"banger/api"
 	"banger/internal/resource"
 )
 
@@ -20,15 +21,19 @@ func tailID(chains []string) string {
 // tail makes the disk of the layers that have none of their own, unless it is there.
 func (b *builder) tail(ctx context.Context) (Layer, error) {
 	id := tailID(b.chains)
+	b.rest() // the trees are read anew
 	for {
 		if known, ok, err := b.m.Store.Layer(ctx, id); ok || err != nil {
 			return known, err
+		}
+		if err := b.memory.take(ctx); err != nil { // before others wait for this one
+			return Layer{}, err
 		}
 		if release := b.m.claim(id); release != nil {
 			defer release()
 			break
 		}
-		if err := b.m.await(ctx, id); err != nil {
+		if err := b.await(ctx, id); err != nil {
 			return Layer{}, err
 		}
 	}
@@ -46,7 +51,12 @@ func (b *builder) tail(ctx context.Context) (Layer, error) {
 			tail = overlaid(tail, tree)
 		}
 	}
-	return b.m.derive(ctx, id, settled(tail, below), b.archive)
+	tail = settled(tail, below)
+	if below.weight(lowerFileCost, lowerDirCost)+tail.weight(2*lowerFileCost, dirCost) > b.m.MaxMemory {
+		return Layer{}, api.Errorf(api.CodeInvalid, "%w", errMemory).WithHint(limited, "max_memory")
+	}
+	defer sparing(b.m.MaxMemory)()
+	return b.m.derive(ctx, id, tail, b.archive)
 }
 
 // derive makes a layer that has a disk only, of archives that are kept.

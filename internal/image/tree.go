@@ -23,8 +23,8 @@ const (
 )
 
 // What an inode takes of memory while a file system is made, here and in its writer,
-// and what one of a layer below takes here; measured (TestMemoryIsBounded), names and
-// such excepted, which are counted.
+// and what one of a layer below takes here, of which the writer of a merged disk takes as
+// much again; measured (TestMemoryIsBounded), names and such excepted, which are counted.
 const (
 	fileCost, dirCost           = 500, 1400
 	lowerFileCost, lowerDirCost = 140, 600
@@ -89,22 +89,22 @@ func (t *tree) take(n int) error {
 	return nil
 }
 
-// weight is what a tree takes of memory, as one of layers below.
-func (n *node) weight() int64 {
+// weight is what a tree takes of memory, where a file and a directory take so much.
+func (n *node) weight(file, dir int64) int64 {
 	if n == nil {
 		return 0
 	}
 	if !n.isDir() {
-		return int64(lowerFileCost + len(n.target))
+		return file + int64(len(n.target))
 	}
-	sum := int64(lowerDirCost)
+	sum := dir
 	if n.meta != nil {
 		for key, value := range n.meta.xattrs {
 			sum += int64(len(key) + len(value))
 		}
 	}
 	for name, child := range n.children {
-		sum += int64(len(name)) + child.weight()
+		sum += int64(len(name)) + child.weight(file, dir)
 	}
 	return sum
 }
