@@ -64,7 +64,7 @@ func (s *Service) base(ctx context.Context, rec Record, report api.Reporter) (fi
 	if err != nil {
 		return "", err
 	}
-	b, err := s.boot(ctx, readOwnerOf(rec.ID), reader(rec), fillRoot{s, path}, newStopwatch(), report)
+	b, err := s.boot(ctx, readOwnerOf(rec.ID), reader(rec), fillRoot{s, path}, newStopwatch(), 0, report)
 	if err == nil { // it has copied everything before its agent answers
 		b.conn.Close()
 		err = b.inst.Close()

@@ -72,7 +72,7 @@ func (s *Service) start(ctx context.Context, o *owner, rec Record, cold bool, re
 	if err != nil {
 		return nil, err
 	}
-	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, s.rootOf(rec), watch, report)
+	b, err := s.bootAgain(ctx, rec, watch, report)
 	if err != nil {
 		return nil, err
 	}
@@ -126,9 +126,33 @@ func (s *Service) acquireRun(ctx context.Context, owner string, rec Record, r bo
 	return m, engine, err
 }
 
+// stillTimeout is how long an emulated guest may stand still before it is started anew. A
+// kernel measures its timer by a clock that runs on while the host has its CPU wait, and
+// stands still for ever where that was at the wrong moment: calibrate_APIC_clock in Linux.
+const stillTimeout = 30 * time.Second
+
+var errStill = errors.New("the guest stands still")
+
+// bootAgain boots a VM that has its disks, once more if it stands still.
+func (s *Service) bootAgain(ctx context.Context, rec Record, watch *stopwatch, report api.Reporter) (booted, error) {
+	b, err := s.boot(ctx, runOwnerOf(rec.ID), rec, s.rootOf(rec), watch, stillTimeout, report)
+	if !errors.Is(err, errStill) {
+		return b, err
+	}
+	s.log.Warn("a guest stands still; it is started anew", "vm", rec.Name, "after", stillTimeout)
+	if err := s.releaseRun(rec); err != nil {
+		return booted{}, err
+	}
+	watch.steps = nil
+	watch.lap("still")
+	report(api.Progress{Step: "boot once more, the guest stood still"})
+	return s.boot(ctx, runOwnerOf(rec.ID), rec, s.rootOf(rec), watch, 0, report)
+}
+
 // boot starts the machine of a VM that has its disks, on behalf of an owner in the
-// ledger, who is to give back what it acquired, also after an error.
-func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot, watch *stopwatch, report api.Reporter) (booted, error) {
+// ledger, who is to give back what it acquired, also after an error. That is errStill
+// where an emulated guest says nothing for a time, unless that is 0.
+func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot, watch *stopwatch, still time.Duration, report api.Reporter) (booted, error) {
 	spec := runSpec{CPUs: rec.CPUs, Memory: rec.Memory, Started: time.Now(), Agent: s.agent, Console: s.consoleSize(rec.ID)}
 	m, engine, err := s.acquireRun(ctx, owner, rec, r, &spec, watch)
 	if err != nil {
@@ -146,7 +170,14 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 	if err := failpoint.Pass("vm", "started"); err != nil {
 		return booted{}, errors.Join(err, inst.Close())
 	}
-	conn, health, err := s.connectWithin(ctx, r.patience(), inst, rec)
+	patience := r.patience()
+	if still > 0 && engine.Info.Accel == "tcg" {
+		patience = still
+	}
+	conn, health, err := s.connectWithin(ctx, patience, inst, rec)
+	if patience == still && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+		return booted{}, errors.Join(errStill, inst.Close())
+	}
 	if err != nil {
 		return booted{}, errors.Join(s.bootError(rec, inst, spec, m.Cgroup, err), inst.Close())
 	}

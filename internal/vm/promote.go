@@ -38,7 +38,7 @@ func (s *Service) promote(ctx context.Context, rec Record, uid uint32, image str
 	if err := s.acquireDisks(ctx, rec, report); err != nil {
 		return err
 	}
-	b, err := s.boot(ctx, readOwnerOf(rec.ID), reader(rec), s.rootOf(rec), newStopwatch(), report)
+	b, err := s.boot(ctx, readOwnerOf(rec.ID), reader(rec), s.rootOf(rec), newStopwatch(), 0, report)
 	if err != nil {
 		return fmt.Errorf("read its root: %w", err)
 	}
