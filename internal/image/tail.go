@@ -52,6 +52,8 @@ func (b *builder) tail(ctx context.Context) (Layer, error) {
 		}
 	}
 	tail = settled(tail, below)
+	// For the writer each file counts once more, which is less than it takes (some 350 bytes
+	// a file in all): real images are deep, and what is allowed stays below 100 MB.
 	if below.weight(lowerFileCost, lowerDirCost)+tail.weight(2*lowerFileCost, dirCost) > b.m.MaxMemory {
 		return Layer{}, api.Errorf(api.CodeInvalid, "%w", errMemory).WithHint(limited, "max_memory")
 	}

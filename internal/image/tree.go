@@ -23,8 +23,8 @@ const (
 )
 
 // What an inode takes of memory while a file system is made, here and in its writer,
-// and what one of a layer below takes here, of which the writer of a merged disk takes as
-// much again; measured (TestMemoryIsBounded), names and such excepted, which are counted.
+// and what one of a layer below takes here; measured (TestMemoryIsBounded), names and such
+// excepted, which are counted.
 const (
 	fileCost, dirCost           = 500, 1400
 	lowerFileCost, lowerDirCost = 140, 600
