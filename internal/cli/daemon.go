@@ -36,28 +36,44 @@ func (d *deps) connect(ctx context.Context) error {
 		return api.Errorf(api.CodeUnavailable, "no bangerd answers on %s", d.paths.Socket()).
 			WithHint("any command of root's starts it: %s", d.asRoot("vm list"))
 	}
-	started := d.startDaemon(ctx)
-	if started != nil && api.CodeOf(started) != api.CodeConflict {
-		return started
-	}
-	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	limited, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
 	for {
+		// A conflict says that another one has the lock: it answers soon, or it is dying.
+		started := d.startDaemon(limited)
+		if started != nil && ctx.Err() == nil && api.CodeOf(started) != api.CodeConflict {
+			return started
+		}
+		err := d.awaitAnswer(limited)
+		switch {
+		case err == nil || api.CodeOf(err) != api.CodeUnavailable:
+			return err
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case limited.Err() == nil:
+			continue
+		case started != nil:
+			return started
+		}
+		return api.Errorf(api.CodeUnavailable, "bangerd was started and does not answer on %s", d.paths.Socket()).
+			WithHint("look at %s", filepath.Join(d.paths.State, "bangerd.log"))
+	}
+}
+
+// awaitAnswer asks the daemon until it answers, for a second; the error is that of the last
+// time.
+func (d *deps) awaitAnswer(ctx context.Context) error {
+	pause := time.NewTicker(20 * time.Millisecond)
+	defer pause.Stop()
+	for end := time.Now().Add(time.Second); ; {
 		_, err := d.client.System(ctx)
-		if err == nil || api.CodeOf(err) != api.CodeUnavailable {
+		if err == nil || api.CodeOf(err) != api.CodeUnavailable || time.Now().After(end) {
 			return err
 		}
 		select {
 		case <-ctx.Done():
-			if context.Cause(ctx) != context.DeadlineExceeded {
-				return context.Cause(ctx)
-			}
-			if started != nil { // another one has the lock, and does not answer either
-				return started
-			}
-			return api.Errorf(api.CodeUnavailable, "bangerd was started and does not answer on %s", d.paths.Socket()).
-				WithHint("look at %s", filepath.Join(d.paths.State, "bangerd.log"))
-		case <-time.After(20 * time.Millisecond):
+			return err
+		case <-pause.C:
 		}
 	}
 }

@@ -3,6 +3,7 @@ package e2e
 import (
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -13,6 +14,7 @@ import (
 
 	"banger/api"
 	"banger/internal/hosttest"
+	"banger/internal/linux"
 )
 
 // TestRecovery damages every copy of what banger knows, one after the other, while a VM
@@ -150,4 +152,20 @@ func dropJournal(t *testing.T, database string) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestDaemonThatIsDying has a command meet the lock of a daemon that answers no more and
+// takes a while to be gone: it starts the next one then.
+func TestDaemonThatIsDying(t *testing.T) {
+	h := hosttest.New(t)
+	if err := os.MkdirAll(h.Paths.State, 0o711); err != nil {
+		t.Fatal(err)
+	}
+	lock, _, err := linux.Lock(filepath.Join(h.Paths.State, "lock"), fmt.Sprintf("1\n%s\n", h.Paths.Run))
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(1500*time.Millisecond, func() { _ = lock.Close() })
+	h.Must(t, "vm", "list")
+	nothingLeft(t, h)
 }
