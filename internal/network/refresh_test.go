@@ -10,6 +10,7 @@ import (
 
 	"github.com/vishvananda/netlink"
 
+	"banger/internal/hosttest"
 	"banger/internal/linux"
 )
 
@@ -43,6 +44,10 @@ func TestRefreshLink(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	hosttest.Eventually(t, time.Minute, "the carrier, without which no frame is sent", func() bool {
+		link, err := net.InterfaceByName(name)
+		return err == nil && link.Flags&net.FlagRunning != 0
+	})
 	own := netip.MustParseAddr("192.0.2.9")
 	if err := linux.RefreshLink(link.HardwareAddr, own); err != nil {
 		t.Fatal(err)
