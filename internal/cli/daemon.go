@@ -15,6 +15,7 @@ import (
 
 	"banger/api"
 	"banger/internal/config"
+	"banger/internal/linux"
 	"banger/internal/systemd"
 
 	"github.com/spf13/cobra"
@@ -38,11 +39,20 @@ func (d *deps) connect(ctx context.Context) error {
 	}
 	limited, cancel := context.WithTimeout(ctx, startPatience)
 	defer cancel()
-	for {
-		// A conflict says that another one has the lock: it answers soon, or it is dying.
-		started := d.startDaemon(limited)
-		if started != nil && ctx.Err() == nil && api.CodeOf(started) != api.CodeConflict {
+	for refused := false; ; {
+		started := d.startDaemon(ctx)
+		switch {
+		case started == nil:
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case api.CodeOf(started) != api.CodeConflict:
 			return started
+		case !d.locked(): // the one that had the lock has gone since, or it is not about that
+			if refused {
+				return started
+			}
+			refused = true
+			continue
 		}
 		err := d.awaitAnswer(limited)
 		switch {
@@ -50,7 +60,7 @@ func (d *deps) connect(ctx context.Context) error {
 			return err
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
-		case limited.Err() == nil:
+		case limited.Err() == nil: // the one that has the lock may be dying
 			continue
 		case started != nil:
 			return started
@@ -58,6 +68,12 @@ func (d *deps) connect(ctx context.Context) error {
 		return api.Errorf(api.CodeUnavailable, "bangerd was started and does not answer on %s", d.paths.Socket()).
 			WithHint("look at %s", filepath.Join(d.paths.State, "bangerd.log"))
 	}
+}
+
+// locked says whether a daemon has the lock of the installation.
+func (d *deps) locked() bool {
+	held, _, err := linux.LockHeld(d.paths.Lock())
+	return held || err != nil
 }
 
 // awaitAnswer asks the daemon until it answers, for a second; the error is that of the last

@@ -54,6 +54,9 @@ func (p Paths) Env() []string {
 // Socket is where the daemon listens.
 func (p Paths) Socket() string { return filepath.Join(p.Run, "bangerd.sock") }
 
+// Lock is the file whose lock the daemon has that serves the installation.
+func (p Paths) Lock() string { return filepath.Join(p.State, "lock") }
+
 // Size is a number of bytes, written as 512M or 10G (binary units).
 type Size int64
 

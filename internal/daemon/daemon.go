@@ -190,7 +190,7 @@ func prepare(paths config.Paths) (*os.File, error) {
 			return nil, noDirectory(paths, err)
 		}
 	}
-	lock, holder, err := linux.Lock(filepath.Join(paths.State, "lock"), fmt.Sprintf("%d\n%s\n", os.Getpid(), paths.Run))
+	lock, holder, err := linux.Lock(paths.Lock(), fmt.Sprintf("%d\n%s\n", os.Getpid(), paths.Run))
 	if errors.Is(err, linux.ErrLocked) {
 		return nil, served(paths, holder)
 	}

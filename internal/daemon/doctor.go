@@ -70,7 +70,7 @@ func Diagnose(ctx context.Context, paths config.Paths, version string) api.Diagn
 // checkLock says whether a daemon is there that does not answer.
 func checkLock(paths config.Paths) api.Finding {
 	f := api.Finding{Group: "daemon", Check: "running", Severity: api.SeverityOK, Message: "no daemon runs; root's next command starts one"}
-	held, holder, err := linux.LockHeld(filepath.Join(paths.State, "lock"))
+	held, holder, err := linux.LockHeld(paths.Lock())
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		f.Message = "no daemon answers you"

@@ -161,7 +161,7 @@ func TestDaemonThatIsDying(t *testing.T) {
 	if err := os.MkdirAll(h.Paths.State, 0o711); err != nil {
 		t.Fatal(err)
 	}
-	lock, _, err := linux.Lock(filepath.Join(h.Paths.State, "lock"), fmt.Sprintf("1\n%s\n", h.Paths.Run))
+	lock, _, err := linux.Lock(h.Paths.Lock(), fmt.Sprintf("1\n%s\n", h.Paths.Run))
 	if err != nil {
 		t.Fatal(err)
 	}
