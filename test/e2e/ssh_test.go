@@ -181,7 +181,7 @@ func (h *sshHost) terminal(t *testing.T) {
 	out.await(t, "resized 43")
 	send("echo asleep $((40+5)); sleep 1000\r")
 	out.await(t, "asleep 45")
-	interruptSleep(t, send, out)
+	interruptSleep(t, h.Host, "s", send, out)
 	send("exit 7\r")
 	err := cmd.Wait()
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 7 {

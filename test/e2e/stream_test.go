@@ -83,8 +83,12 @@ func (s *sink) Write(p []byte) (int, error) {
 
 // interruptSleep presses Ctrl-C on a terminal until a shell there answers again: the
 // first one is lost where the shell is about to start the command.
-func interruptSleep(t *testing.T, send func(string), out *buffer) {
+func interruptSleep(t *testing.T, h *hosttest.Host, vm string, send func(string), out *buffer) {
 	t.Helper()
+	// A shell that is interrupted while it starts a program forgets it, and waits for it later.
+	hosttest.Eventually(t, 30*time.Second, "sleep runs", func() bool {
+		return h.Banger(t, "vm", "exec", vm, "--", "sh", "-c", `cat /proc/[0-9]*/cmdline | tr '\0' ' ' | grep -q 'sleep 100[0]'`).Exit == 0
+	})
 	var pressed time.Time
 	hosttest.Eventually(t, 30*time.Second, "Ctrl-C ends sleep", func() bool {
 		if time.Since(pressed) > 3*time.Second {
@@ -134,7 +138,7 @@ func terminal(t *testing.T, h *hosttest.Host) {
 	// of its input when the signal came, so the question is repeated.
 	send("echo asleep $((40+5)); sleep 1000\r")
 	out.await(t, "asleep 45")
-	interruptSleep(t, send, out)
+	interruptSleep(t, h, "m", send, out)
 	send("exit 7\r")
 	err = cmd.Wait()
 	exit, ok := errors.AsType[*exec.ExitError](err)
