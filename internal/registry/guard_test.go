@@ -19,7 +19,13 @@ import (
 	"banger/internal/linux"
 )
 
-func TestMain(m *testing.M) { hosttest.Main(m) }
+func TestMain(m *testing.M) {
+	if ref := os.Getenv(proxiedRef); ref != "" {
+		fetchProxied(ref)
+		return
+	}
+	hosttest.Main(m)
+}
 
 // elsewhere is a server on an address of the tests' Internet, or of this host.
 func elsewhere(t *testing.T, address string, h http.Handler) (host string) {
