@@ -367,7 +367,7 @@ func (b *builder) abandon(ctx context.Context, keep bool) error {
 		}
 		f.end()
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, b.m.trimPartials(ctx, b.owner))...)
 }
 
 // end closes the file; others may make the layer from now on.

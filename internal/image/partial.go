@@ -6,6 +6,7 @@ import (
 	"errors"
 	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"banger/api"
@@ -14,7 +15,8 @@ import (
 
 // A blob that has not arrived whole stays in its directory when a pull breaks off or
 // the daemon dies, and the next pull of it goes on there. Nobody else's does: what is
-// here of a blob would be given to who cannot show that the registry gives it.
+// here of a blob would be given to who cannot show that the registry gives it. Those of a
+// user take no more of the disk than the content of one image may.
 const (
 	partialFile = "partial.json" // marks such a directory
 	partialAge  = 24 * time.Hour // after so long a start of the daemon removes it
@@ -61,6 +63,39 @@ func (m *Manager) leavePartial(dir string, p partial) bool {
 	}
 	m.partials[p] = dir
 	return true
+}
+
+// trimPartials removes what has waited longest for an owner, until the rest fits.
+func (m *Manager) trimPartials(ctx context.Context, owner uint32) error {
+	type part struct {
+		partial
+		since time.Time
+		size  int64
+	}
+	var parts []part
+	for p, dir := range m.waiting() {
+		if p.Owner != owner {
+			continue
+		}
+		size, err := m.allocated(dir)
+		if err != nil {
+			return err
+		}
+		var since time.Time
+		if info, err := os.Stat(m.path(dir, archiveFile)); err == nil {
+			since = info.ModTime()
+		}
+		parts = append(parts, part{p, since, size})
+	}
+	slices.SortFunc(parts, func(a, b part) int { return b.since.Compare(a.since) })
+	var total int64
+	var errs []error
+	for _, p := range parts {
+		if total += p.size; total > m.MaxSize {
+			errs = append(errs, m.dropPartial(ctx, p.partial))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // takePartial gives the caller what is here of a blob.

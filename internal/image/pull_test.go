@@ -145,6 +145,38 @@ func TestPartOfALayerStays(t *testing.T) {
 	}
 }
 
+// TestPartsAreBounded gives up pulls of which two leave as much as a user may have waiting,
+// and has a third, and another user's: the oldest part goes.
+func TestPartsAreBounded(t *testing.T) {
+	const size = 1 << 20
+	m, db, dir := newManager(t)
+	m.MaxSize = 2*size + size/2
+	var ids []string
+	for i, owner := range []uint32{1000, 1001, 1000, 1000} {
+		c := hosttest.NewRegistry(t)
+		ref, blobs := c.Push(t, fmt.Sprintf("big%d:1", i), ociImage(t, large(t, fmt.Sprint("big", i), size+size/10)))
+		ids = append(ids, blobs[0])
+		stalled := c.Stall(size)
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			<-stalled
+			arrival(t, m, blobs[0], size*9/10)
+			cancel()
+		}()
+		if _, err := m.Pull(ctx, owner, api.PullImage{Ref: ref}, nil); !errors.Is(err, context.Canceled) {
+			t.Fatalf("got %v", err)
+		}
+	}
+	for i, blob := range ids {
+		if here := m.Arrived(blob) > 0; here != (i > 0) {
+			t.Errorf("the part of pull %d is here: %t", i, here)
+		}
+	}
+	if n := leftovers(t, db, dir); n != 2*3 {
+		t.Errorf("%d rows and directories, want those of three parts", n)
+	}
+}
+
 // TestDamagedPartIsNotKept has something else in the place of what arrived.
 func TestDamagedPartIsNotKept(t *testing.T) {
 	c := hosttest.NewRegistry(t)
