@@ -130,12 +130,19 @@ func stopped(t *testing.T, h *hosttest.Host, name, lastError string) {
 	}
 }
 
-// container loads an image from an archive and runs a container of it in a VM, on a
-// network of Docker's.
+// container has Docker in a VM load what `image export` makes of an image that came from
+// an archive of Docker's, and run a container of it on a network of its own.
 func container(t *testing.T, h *hosttest.Host, name string) {
 	t.Helper()
-	if r := h.Pipe(t, imageArchive(t), "vm", "exec", name, "--", "docker", "load"); r.Exit != 0 {
-		t.Fatalf("docker load: %s", r.Stderr)
+	if r := h.Pipe(t, imageArchive(t), "image", "import", "hello", "-"); r.Exit != 0 {
+		t.Fatalf("import: %s", r.Stderr)
+	}
+	exported := filepath.Join(t.TempDir(), "hello.tar")
+	h.Must(t, "image", "export", "hello", exported)
+	h.Must(t, "image", "rm", "hello")
+	h.Must(t, "vm", "cp", exported, name+":/tmp/hello.tar")
+	if got := h.Must(t, "vm", "exec", name, "--", "docker", "load", "-i", "/tmp/hello.tar"); !strings.Contains(got, "hello:latest") {
+		t.Fatalf("docker load says %q", got)
 	}
 	before := time.Now()
 	got := h.Must(t, "vm", "exec", name, "--", "docker", "run", "--rm", "--hostname", "c", "--memory", "64m", "hello", "a b")
@@ -161,10 +168,11 @@ func imageArchive(t *testing.T) string {
 	layer := archiveOf(t, map[string]string{"hello": string(code)})
 	config := fmt.Sprintf(`{"architecture":"amd64","os":"linux","config":{"Entrypoint":["/hello"]},`+
 		`"rootfs":{"type":"layers","diff_ids":["sha256:%x"]}}`, sha256.Sum256([]byte(layer)))
+	id := fmt.Sprintf("%x", sha256.Sum256([]byte(config)))
 	return archiveOf(t, map[string]string{
-		"manifest.json": `[{"Config":"config.json","RepoTags":["hello:latest"],"Layers":["layer.tar"]}]`,
-		"config.json":   config,
-		"layer.tar":     layer,
+		"manifest.json":   fmt.Sprintf(`[{"Config":"%s.json","RepoTags":["hello:latest"],"Layers":["%[1]s/layer.tar"]}]`, id),
+		id + ".json":      config,
+		id + "/layer.tar": layer,
 	})
 }
 
