@@ -37,6 +37,9 @@ import (
 // shutdownPatience is what operations under way are given when the daemon stops.
 const shutdownPatience = 20 * time.Second
 
+// networkLinger is how long the network stays after the last VM.
+const networkLinger = 5 * time.Second
+
 // Run serves one installation until ctx ends; ready is called when it answers.
 // VMs run on when it returns.
 func Run(ctx context.Context, paths config.Paths, version string, ready func()) error {
@@ -93,7 +96,7 @@ func Run(ctx context.Context, paths config.Paths, version string, ready func()) 
 	operations := operation.NewRegistry()
 	net := network.New(network.Config{
 		Installation: id.ID, Ledger: ledger, Settings: db, Subnet: cfg.Network.Subnet.Prefix, Allow: cfg.Network.Allow,
-		Resolvers: cfg.Network.Resolvers, Copy: filepath.Join(paths.State, "network.json"), Log: log,
+		Resolvers: cfg.Network.Resolvers, Copy: filepath.Join(paths.State, "network.json"), Linger: networkLinger, Log: log,
 	})
 	engines := engines(cfg)
 	vms := vm.New(vm.Config{

@@ -5,7 +5,8 @@
 // taps as isolated ports, a dummy link with the address of the resolver (dns.go),
 // and two nft tables (rules.go), which are rendered from the live attachments and
 // brought up to date in one batch. All of it is in the ledger, outlives the daemon,
-// and goes with the last attachment. Package vm says who is attached; this package
+// and goes some seconds after the last attachment: taking it down keeps the kernel waiting
+// for a tenth of a second, which the next VM need not pay for. Package vm says who is attached; this package
 // knows owners in the ledger, never VMs.
 package network
 
@@ -63,6 +64,7 @@ type Config struct {
 	Allow        []netip.Prefix // private networks that VMs may reach all the same
 	Resolvers    []netip.Addr   // to which names are forwarded; the host's where empty
 	Copy         string         // path of network.json; empty for none
+	Linger       time.Duration  // how long, while Run runs, all of it stays that nobody is attached to
 	Log          *slog.Logger
 }
 
@@ -77,6 +79,8 @@ type Network struct {
 	adopting bool              // from the first Adopt on, until Settle
 	dns      *dnsServer        // nil while there is none, or its port is taken
 	copied   string            // the base of which Copy tells
+	linger   time.Duration     // Linger while Run runs
+	idle     *time.Timer       // until what nobody is attached to goes
 
 	directory atomic.Pointer[directory] // what the resolver answers from
 }
@@ -98,7 +102,9 @@ type base struct {
 // New returns a Network that knows of no attachment yet: after the ledger has
 // recovered, Adopt those that live and call Settle.
 func New(c Config) *Network {
-	return &Network{Config: c, guests: map[string]*guest{}}
+	idle := time.NewTimer(0)
+	idle.Stop()
+	return &Network{Config: c, guests: map[string]*guest{}, idle: idle}
 }
 
 // Alive returns the ledger's owners that are ours, for resource.Ledger.Recover.
@@ -131,6 +137,12 @@ func (n *Network) Attach(ctx context.Context, owner string, a Attachment) (tap s
 			err = errors.Join(fmt.Errorf("attach to the network: %w", err), n.settle(context.WithoutCancel(ctx)))
 		}
 	}()
+	n.idle.Stop()
+	if len(n.guests) == 0 { // nobody has looked after what lingers
+		if err := n.mend(ctx); err != nil {
+			return "", err
+		}
+	}
 	if err := n.build(ctx); err != nil {
 		return "", err
 	}
@@ -188,8 +200,8 @@ func (n *Network) Tap(owner string) (tap string, attached bool) {
 	return "", false
 }
 
-// Detach forgets the attachment of owner, who has released its tap; with the last
-// one, everything goes.
+// Detach forgets the attachment of owner, who has released its tap. With the last one
+// everything goes, after Linger.
 func (n *Network) Detach(ctx context.Context, owner string) error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -199,6 +211,11 @@ func (n *Network) Detach(ctx context.Context, owner string) error {
 	delete(n.guests, owner)
 	if n.adopting {
 		return nil // others may be there that are not adopted yet
+	}
+	if len(n.guests) == 0 && n.linger > 0 {
+		n.idle.Reset(n.linger)
+		n.publish()
+		return nil
 	}
 	return n.settle(ctx)
 }
@@ -307,26 +324,44 @@ func (n *Network) join(bridge string) error {
 }
 
 // Run keeps the network as it should be while the host changes under it, until ctx
-// ends. The resolver then stops; the rest stays.
+// ends. The resolver then stops; the rest stays, if somebody is attached.
 func (n *Network) Run(ctx context.Context) {
+	n.setLinger(n.Linger)
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
+			n.setLinger(0)
+			n.tend(context.WithoutCancel(ctx), true)
 			n.mu.Lock()
 			n.stopDNS()
 			n.mu.Unlock()
 			return
+		case <-n.idle.C:
+			n.tend(ctx, true)
 		case <-ticker.C:
+			n.tend(ctx, false)
 		}
-		n.mu.Lock()
-		if n.base != nil {
-			if err := n.settle(ctx); err != nil && ctx.Err() == nil {
-				n.Log.Error("keep the network up", "err", err)
-			}
-		}
-		n.mu.Unlock()
+	}
+}
+
+func (n *Network) setLinger(d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.linger = d
+}
+
+// tend makes the host agree with what is attached; where that is nothing, only if it is
+// over, so that everything is to go.
+func (n *Network) tend(ctx context.Context, over bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.base == nil || over != (len(n.guests) == 0) {
+		return
+	}
+	if err := n.settle(ctx); err != nil && ctx.Err() == nil {
+		n.Log.Error("keep the network up", "err", err)
 	}
 }
 
