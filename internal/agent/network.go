@@ -21,9 +21,11 @@ func applyNetwork(n wire.Network) error {
 	if err := linux.ConfigureLink(mac, n.Address, n.Gateway); err != nil {
 		return err
 	}
-	if err := linux.RefreshLink(mac, n.Address.Addr()); err != nil { // the host may have been restarted since
-		log.Print(err) // who has waited long enough is asked again anyway
-	}
+	go func() { // nobody waits for it: an emulated guest takes its time
+		if err := linux.RefreshLink(mac, n.Address.Addr()); err != nil { // the host may have been restarted since
+			log.Print(err) // who has waited long enough is asked again anyway
+		}
+	}()
 	var text strings.Builder
 	for _, server := range n.DNS {
 		fmt.Fprintf(&text, "nameserver %s\n", server)

@@ -18,29 +18,29 @@ func ConfigureLink(mac net.HardwareAddr, address netip.Prefix, gateway netip.Add
 	if err != nil {
 		return err
 	}
-	name := link.Attrs().Name
-	if err := SetAddress(name, address); err != nil {
+	if err := setAddress(link, address); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("take link %s up: %w", name, err)
+		return fmt.Errorf("take link %s up: %w", link.Name, err)
 	}
-	route := &netlink.Route{LinkIndex: link.Attrs().Index, Gw: gateway.AsSlice(), Dst: ipNet(everywhere)}
+	route := &netlink.Route{LinkIndex: link.Index, Gw: gateway.AsSlice(), Dst: ipNet(everywhere)}
 	if err := netlink.RouteReplace(route); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("route by %s: %w", gateway, err)
 	}
 	return nil
 }
 
-// linkWith finds a link by its hardware address.
-func linkWith(mac net.HardwareAddr) (netlink.Link, error) {
-	links, err := netlink.LinkList()
+// linkWith finds a link by its hardware address. It knows name and index alone: all that a
+// kernel tells of a link takes an emulated guest long to read.
+func linkWith(mac net.HardwareAddr) (*netlink.Device, error) {
+	links, err := net.Interfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
 	for _, l := range links {
-		if bytes.Equal(l.Attrs().HardwareAddr, mac) {
-			return l, nil
+		if bytes.Equal(l.HardwareAddr, mac) {
+			return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: l.Name, Index: l.Index}}, nil
 		}
 	}
 	return nil, fmt.Errorf("look for the network interface %s: %w", mac, unix.ENODEV)
@@ -57,8 +57,7 @@ func RefreshLink(mac net.HardwareAddr, address netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	index := link.Attrs().Index
-	neighbours, err := netlink.NeighList(index, netlink.FAMILY_V4)
+	neighbours, err := netlink.NeighList(link.Index, netlink.FAMILY_V4)
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
@@ -70,7 +69,7 @@ func RefreshLink(mac net.HardwareAddr, address netip.Addr) error {
 			return fmt.Errorf("forget neighbour %s: %w", n.IP, err)
 		}
 	}
-	return announce(index, mac, address.As4())
+	return announce(link.Index, mac, address.As4())
 }
 
 // announce says on a link that an IPv4 address is at mac.
@@ -79,7 +78,7 @@ func announce(index int, mac net.HardwareAddr, ip [4]byte) error {
 	if err != nil {
 		return fmt.Errorf("announce address: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { go unix.Close(fd) }() // which waits for a grace period of RCU
 	// Ethernet and IPv4, addresses of 6 and 4 bytes, a request; RFC 826.
 	packet := []byte{0, 1, 8, 0, 6, 4, 0, 1}
 	packet = append(append(packet, mac...), ip[:]...)

@@ -180,7 +180,11 @@ func SetAddress(name string, address netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	want := &netlink.Addr{IPNet: ipNet(address)}
+	return setAddress(link, address)
+}
+
+func setAddress(link netlink.Link, address netip.Prefix) error {
+	name, want := link.Attrs().Name, &netlink.Addr{IPNet: ipNet(address)}
 	has, err := addresses(link)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)

@@ -24,7 +24,7 @@ func BenchmarkRunTrue(b *testing.B) {
 	hand := newByHand(b, model.PID, filepath.Join(h.Paths.State, "cache"))
 	h.Must(b, "vm", "stop", "model")
 
-	compare(b, "run-true", rounds, 1.10,
+	compare(b, "run-true", 2*rounds+1, 1.10,
 		func() time.Duration {
 			return timed(b, h.Command(b.Context(), "vm", "run", "--rm", "--", "true"))
 		},
