@@ -5,12 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// WatchFile calls changed for what has been written to a file, once for all that was
-// written since it was called last, and at the beginning, until ctx ends or changed says
+// watchPause is how long a writer is let alone after it has written: one of single bytes,
+// such as the serial port of a guest, would else keep its watcher as busy as itself.
+const watchPause = 100 * time.Millisecond
+
+// WatchFile calls changed for what has been written to a file, soon and once for all that
+// was written since it was called last, and at the beginning, until ctx ends or changed says
 // that it has seen enough; inotify(7).
 func WatchFile(ctx context.Context, path string, changed func() (enough bool)) error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
@@ -28,6 +33,11 @@ func WatchFile(ctx context.Context, path string, changed func() (enough bool)) e
 	for !changed() {
 		if _, err := events.Read(buf); err != nil {
 			return errors.Join(ctx.Err(), err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(watchPause):
 		}
 	}
 	return nil
