@@ -11,7 +11,7 @@ import (
 )
 
 // TestFirecracker has a real Firecracker in the VM, which has KVM: it runs the suite of
-// drivers on it, and then the daemon's VMs. make test-firecracker.
+// drivers on it, then the daemon's VMs, and compares it with a bare one. make test-firecracker.
 func TestFirecracker(t *testing.T) {
 	binary, jailer := os.Getenv("BANGER_FIRECRACKER"), os.Getenv("BANGER_JAILER")
 	if binary == "" || jailer == "" {
@@ -20,6 +20,7 @@ func TestFirecracker(t *testing.T) {
 	dir := hosttest.HostVMFiles + "/firecracker/"
 	files := map[string]string{
 		"firecracker/suite":       hosttest.BuildTests(t, "internal/vmm/firecracker"),
+		"firecracker/bench":       hosttest.BuildTests(t, "test/bench"),
 		"firecracker/firecracker": binary,
 		"firecracker/jailer":      jailer,
 		"firecracker/vmlinux":     os.Getenv("BANGER_TEST_VMLINUX"),
@@ -27,11 +28,18 @@ func TestFirecracker(t *testing.T) {
 	}
 	maps.Copy(files, programs("firecracker"))
 	v := hosttest.NewHostVM(t, files)
-	t.Run("drivers", func(t *testing.T) {
-		v.RunTests(t, filepath.Join(dir, "suite"), "^TestConformance$",
-			"BANGER_FIRECRACKER="+dir+"firecracker", "BANGER_JAILER="+dir+"jailer", "BANGER_TEST_VMLINUX="+dir+"vmlinux", "BANGER_TEST_INITRD="+dir+"initrd")
-	})
+	env := []string{"BANGER_FIRECRACKER=" + dir + "firecracker", "BANGER_JAILER=" + dir + "jailer", "BANGER_TEST_VMLINUX=" + dir + "vmlinux", "BANGER_TEST_INITRD=" + dir + "initrd"}
+	t.Run("drivers", func(t *testing.T) { v.RunTests(t, filepath.Join(dir, "suite"), "^TestConformance$", env...) })
 	t.Run("daemon", func(t *testing.T) { firecrackerVMs(t, installation{v, "firecracker"}) })
+	t.Run("compared", func(t *testing.T) {
+		got := v.Must(t, strings.Join(env, " ")+" "+dir+"bench -test.run '^$' -test.bench '^BenchmarkFirecracker$' -test.benchtime 1x")
+		t.Log(got)
+		for _, name := range []string{"start", "overhead", "wake"} {
+			if !strings.Contains(got, "firecracker-"+name+" ratio=") {
+				t.Errorf("%s was not compared", name)
+			}
+		}
+	})
 }
 
 // firecrackerVMs has the daemon take Firecracker by itself, jailed, for VMs on the

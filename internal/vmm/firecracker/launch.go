@@ -128,7 +128,7 @@ func (p place) name() string {
 
 // awaitAPI waits until the API answers, and finds it to be the version that was found.
 func (i *instance) awaitAPI(ctx context.Context) error {
-	for {
+	for wait := time.Millisecond; ; wait = min(2*wait, 16*time.Millisecond) { // the jailer takes its time
 		var v versionInfo
 		err := i.api.get(ctx, "/version", &v)
 		if err == nil {
@@ -146,7 +146,7 @@ func (i *instance) awaitAPI(ctx context.Context) error {
 			return errors.New("it ended at once")
 		case <-ctx.Done():
 			return errors.Join(err, ctx.Err())
-		case <-time.After(2 * time.Millisecond):
+		case <-time.After(wait):
 		}
 	}
 }

@@ -35,7 +35,7 @@ type Boot struct{ Kernel, Initrd string }
 
 // BootFromEnv returns what BANGER_TEST_VMLINUX and BANGER_TEST_INITRD name. It
 // skips t where they are not set or where t may not make cgroups.
-func BootFromEnv(t *testing.T) Boot {
+func BootFromEnv(t testing.TB) Boot {
 	t.Helper()
 	b := Boot{Kernel: os.Getenv("BANGER_TEST_VMLINUX"), Initrd: os.Getenv("BANGER_TEST_INITRD")}
 	if b.Kernel == "" || b.Initrd == "" {
@@ -212,9 +212,16 @@ type machine struct {
 	cgroup func() error // kills it
 }
 
+// NewMachine returns a machine as those of the suite, ready to be started, and what kills
+// it. Both end with t.
+func NewMachine(t testing.TB, boot Boot) (m vmm.Machine, kill func() error) {
+	made := newMachine(t, boot)
+	return made.Machine, made.cgroup
+}
+
 // newMachine makes a machine with four disks of different sizes, in directories
 // whose names no command line and no socket address likes.
-func newMachine(t *testing.T, boot Boot) *machine {
+func newMachine(t testing.TB, boot Boot) *machine {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "a,b=c", strings.Repeat("long", 25))
 	runDir := filepath.Join(dir, "run")
@@ -243,7 +250,7 @@ const testUID = 0x7fff1234
 
 func diskMiB(i int) int { return 20 - 4*i }
 
-func makeExt4(t *testing.T, path string, mib int) {
+func makeExt4(t testing.TB, path string, mib int) {
 	t.Helper()
 	cmd := exec.Command("mke2fs", "-q", "-t", "ext4", path, fmt.Sprintf("%dM", mib))
 	cmd.Env = append(os.Environ(), "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
@@ -256,7 +263,7 @@ func makeExt4(t *testing.T, path string, mib int) {
 }
 
 // newCgroup makes a cgroup that ends with t, of an installation of its own.
-func newCgroup(t *testing.T) (dir string, kill func() error) {
+func newCgroup(t testing.TB) (dir string, kill func() error) {
 	t.Helper()
 	cgroups, err := vmm.NewCgroups("vmmtest-" + resource.RandomName(4))
 	if err != nil {
