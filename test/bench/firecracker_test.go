@@ -31,8 +31,8 @@ import (
 const firecrackerRounds = 5
 
 // BenchmarkFirecracker compares machines that the driver starts on Firecracker, jailed,
-// until their agent answers, with the same machines by hand: jailed too, booted from a file
-// with their configuration, and woken by Firecracker's own restore. It compares too what
+// until their agent answers, with the same machines by hand: jailed and limited too, booted from a
+// file with their configuration, and woken by Firecracker's own restore. It compares too what
 // they take beside their guests' memory. make test-firecracker runs it where KVM is.
 func BenchmarkFirecracker(b *testing.B) {
 	boot := vmmtest.BootFromEnv(b)
@@ -144,7 +144,8 @@ func end(b *testing.B, inst vmm.Instance, kill func() error) {
 }
 
 // firecrackerModel is a machine as its Firecracker describes it, to be run without banger
-// as Firecracker's documentation has it: by the jailer, in a chroot with its files.
+// as Firecracker's documentation has it: by the jailer, in a chroot with its files, and in a
+// cgroup, which takes time where each page of the guest's is accounted for.
 type firecrackerModel struct {
 	program, jailer string
 	config          []byte            // what --config-file takes
@@ -304,7 +305,13 @@ func (m *handMachine) start(b *testing.B, args ...string) {
 	defer func() { _ = console.Close() }()
 	m.cmd.Args = append(m.cmd.Args, args...)
 	m.cmd.Stdout, m.cmd.Stderr, m.cmd.Env = console, console, []string{}
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	cgroupDir, _ := vmmtest.NewCgroup(b)
+	cgroup, err := os.Open(cgroupDir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = cgroup.Close() }()
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(cgroup.Fd()), Setsid: true}
 	if err := m.cmd.Start(); err != nil {
 		b.Fatal(err)
 	}

@@ -154,7 +154,7 @@ func (m *machine) newRun(t *testing.T) {
 	var err error
 	m.RunDir, err = os.MkdirTemp(filepath.Dir(m.RunDir), "run")
 	must(t, err)
-	m.Cgroup, m.cgroup = newCgroup(t)
+	m.Cgroup, m.cgroup = NewCgroup(t)
 }
 
 func largest(t *testing.T, dir string) (path string, size int64) {

@@ -241,7 +241,7 @@ func newMachine(t testing.TB, boot Boot) *machine {
 		makeExt4(t, disk.Path, diskMiB(i))
 		m.Disks = append(m.Disks, disk)
 	}
-	m.Cgroup, m.cgroup = newCgroup(t)
+	m.Cgroup, m.cgroup = NewCgroup(t)
 	return m
 }
 
@@ -262,8 +262,8 @@ func makeExt4(t testing.TB, path string, mib int) {
 	}
 }
 
-// newCgroup makes a cgroup that ends with t, of an installation of its own.
-func newCgroup(t testing.TB) (dir string, kill func() error) {
+// NewCgroup makes a cgroup that ends with t, of an installation of its own.
+func NewCgroup(t testing.TB) (dir string, kill func() error) {
 	t.Helper()
 	cgroups, err := vmm.NewCgroups("vmmtest-" + resource.RandomName(4))
 	if err != nil {
