@@ -7,8 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"banger/internal/archive"
 	"banger/internal/linux"
@@ -122,6 +124,33 @@ func copyTree(to, from string) (err error) {
 		err = os.Chown(to, int(st.Uid), int(st.Gid))
 	}
 	return errors.Join(err, os.Chmod(to, info.Mode()), os.Chtimes(to, info.ModTime(), info.ModTime()))
+}
+
+// growPatience is how long a kernel may take to see that a disk has grown.
+const growPatience = 10 * time.Second
+
+// awaitSizes waits until the disks in a directory as /sys/class/block are as large as they
+// are to be, in bytes.
+func awaitSizes(dir string, sizes map[string]int64) error {
+	for name, size := range sizes {
+		for end := time.Now().Add(growPatience); ; time.Sleep(5 * time.Millisecond) {
+			text, err := os.ReadFile(filepath.Join(dir, filepath.Base(name), "size"))
+			if err != nil {
+				return err
+			}
+			sectors, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64) // of 512 bytes
+			if err != nil {
+				return fmt.Errorf("size of disk %s: %w", name, err)
+			}
+			if sectors >= size/512 {
+				break
+			}
+			if time.Now().After(end) {
+				return fmt.Errorf("disk %s: the kernel has not seen that it has %d bytes", name, size)
+			}
+		}
+	}
+	return nil
 }
 
 // growDisks lets the file systems of the VM's own disks fill their disks.

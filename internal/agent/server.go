@@ -135,7 +135,7 @@ func apply(c wire.Configure) error {
 		errs = append(errs, linux.AddEntropy(c.Entropy))
 	}
 	if c.Grow {
-		errs = append(errs, growDisks())
+		errs = append(errs, awaitSizes("/sys/class/block", c.Grown), growDisks())
 	}
 	if c.Network != nil {
 		errs = append(errs, applyNetwork(*c.Network))

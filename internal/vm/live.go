@@ -232,6 +232,7 @@ func (l *live) channel(ctx context.Context) (*guest.Conn, error) {
 
 // resize tells the machine and its guest that the disks at the paths have grown.
 func (l *live) resize(ctx context.Context, paths []string) error {
+	grown := map[string]int64{}
 	for _, path := range paths {
 		i := slices.IndexFunc(l.disks, func(d vmm.Disk) bool { return d.Path == path })
 		if i < 0 {
@@ -244,6 +245,7 @@ func (l *live) resize(ctx context.Context, paths []string) error {
 		if err := l.inst.ResizeDisk(ctx, i, size); err != nil {
 			return err
 		}
+		grown[diskName(i)] = size
 	}
 	if len(paths) == 0 {
 		return nil
@@ -252,7 +254,7 @@ func (l *live) resize(ctx context.Context, paths []string) error {
 	if err != nil {
 		return fmt.Errorf("let file systems grow: %w", err)
 	}
-	return conn.Configure(ctx, wire.Configure{Grow: true})
+	return conn.Configure(ctx, wire.Configure{Grow: true, Grown: grown})
 }
 
 // close lets go of the VMM, which runs on if it has not ended.

@@ -59,6 +59,9 @@ type Configure struct {
 	Entropy   []byte `json:"entropy,omitempty"`    // credited to the random pool
 
 	Grow bool `json:"grow,omitempty"` // let the file systems of the VM's own disks fill their disks
+	// Grown are the sizes in bytes, by device, of the disks that have grown, of which the
+	// guest's kernel hears in its own time.
+	Grown map[string]int64 `json:"grown,omitempty"`
 
 	Network *Network `json:"network,omitempty"`
 	SSH     *SSH     `json:"ssh,omitempty"`
