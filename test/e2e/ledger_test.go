@@ -22,7 +22,7 @@ func nothingLeft(t *testing.T, h *hosttest.Host) {
 	}
 	defer db.Close()
 	var left []resource.Ref
-	for range 10 { // a row goes just after its object
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) { // a row goes just after its object
 		rows, err := db.Resources(t.Context(), "")
 		if err != nil {
 			t.Fatal(err)
@@ -30,10 +30,9 @@ func nothingLeft(t *testing.T, h *hosttest.Host) {
 		left = slices.DeleteFunc(rows, func(r resource.Ref) bool {
 			return r.Kind == "dir" && filepath.Dir(r.Name) != "vms" // images and kernels have directories
 		})
-		if len(left) == 0 {
-			return
+		if len(left) == 0 || time.Now().After(end) {
+			break
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
 	for _, r := range left {
 		t.Errorf("left in the ledger: %s %s of %s, %s, %s", r.Kind, r.Name, r.Owner, r.State, r.Error)
