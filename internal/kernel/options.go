@@ -21,8 +21,9 @@ const maxConfig = 4 << 20
 // needed are the options without which a kernel does not serve a VM. An option with a
 // module may be =m where the module comes with the kernel.
 var needed = []struct{ option, module string }{
-	// The machine: what it is found by, its disks, network and channel.
-	{"PVH", ""}, {"ACPI", ""}, {"SERIAL_8250_CONSOLE", ""},
+	// The machine: what it is found by, its disks, network and channel. It has no PCI, but
+	// ACPI without PCI has no handler for the region and loads no table (ACPICA's evhandler.c).
+	{"PVH", ""}, {"ACPI", ""}, {"PCI", ""}, {"SERIAL_8250_CONSOLE", ""},
 	{"VIRTIO", "virtio"}, {"VIRTIO_MMIO", "virtio_mmio"}, {"VIRTIO_BLK", "virtio_blk"}, {"VIRTIO_NET", "virtio_net"},
 	{"VIRTIO_CONSOLE", "virtio_console"}, {"VSOCKETS", "vsock"}, {"VIRTIO_VSOCKETS", "vmw_vsock_virtio_transport"},
 	// The root.
@@ -33,7 +34,7 @@ var needed = []struct{ option, module string }{
 }
 
 // optionsOf are those that only one architecture has.
-var optionsOf = map[string]string{"PVH": "amd64", "ACPI": "amd64", "SERIAL_8250_CONSOLE": "amd64"}
+var optionsOf = map[string]string{"PVH": "amd64", "ACPI": "amd64", "PCI": "amd64", "SERIAL_8250_CONSOLE": "amd64"}
 
 // checkOptions compares a kernel's configuration with what banger needs, and makes the
 // tree of its modules know what is built in. It is unsupported, naming all of it, where
