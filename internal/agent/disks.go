@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -134,15 +133,11 @@ const growPatience = 10 * time.Second
 func awaitSizes(dir string, sizes map[string]int64) error {
 	for name, size := range sizes {
 		for end := time.Now().Add(growPatience); ; time.Sleep(5 * time.Millisecond) {
-			text, err := os.ReadFile(filepath.Join(dir, filepath.Base(name), "size"))
+			has, err := linux.BlockSize(filepath.Join(dir, filepath.Base(name)))
 			if err != nil {
 				return err
 			}
-			sectors, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64) // of 512 bytes
-			if err != nil {
-				return fmt.Errorf("size of disk %s: %w", name, err)
-			}
-			if sectors >= size/512 {
+			if has >= size/512*512 { // a device has whole sectors
 				break
 			}
 			if time.Now().After(end) {

@@ -3,6 +3,7 @@ package linux
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -21,6 +22,20 @@ func Bind(from, to string) error {
 	return nil
 }
 
+// BlockSize returns how many bytes the kernel takes a block device to have whose
+// directory in sysfs is dir; sysfs-block, "size".
+func BlockSize(dir string) (int64, error) {
+	text, err := os.ReadFile(filepath.Join(dir, "size"))
+	if err != nil {
+		return 0, err
+	}
+	sectors, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64) // of 512 bytes
+	if err != nil {
+		return 0, fmt.Errorf("size of disk %s: %w", filepath.Base(dir), err)
+	}
+	return sectors * 512, nil
+}
+
 // GrowExt4 lets the ext4 file system mounted at dir take the whole of its disk,
 // while it is in use. It changes nothing where it does already.
 func GrowExt4(dir string) error {
@@ -37,15 +52,11 @@ func GrowExt4(dir string) error {
 	if err := unix.Fstatfs(int(f.Fd()), &fs); err != nil {
 		return &os.PathError{Op: "look at", Path: dir, Err: err}
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/size", unix.Major(stat.Dev), unix.Minor(stat.Dev)))
+	size, err := BlockSize(fmt.Sprintf("/sys/dev/block/%d:%d", unix.Major(stat.Dev), unix.Minor(stat.Dev)))
 	if err != nil {
-		return err
+		return fmt.Errorf("grow file system of %s: %w", dir, err)
 	}
-	sectors, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64) // of 512 bytes
-	if err != nil {
-		return fmt.Errorf("size of the disk of %s: %w", dir, err)
-	}
-	blocks := uint64(sectors * 512 / fs.Bsize)
+	blocks := uint64(size / fs.Bsize)
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), ext4IocResizeFS, uintptr(unsafe.Pointer(&blocks))); errno != 0 {
 		return &os.PathError{Op: "grow file system", Path: dir, Err: errno}
 	}
