@@ -367,7 +367,10 @@ func (b *builder) abandon(ctx context.Context, keep bool) error {
 		}
 		f.end()
 	}
-	return errors.Join(append(errs, b.m.trimPartials(ctx, b.owner))...)
+	if keep {
+		errs = append(errs, b.m.trimPartials(ctx, b.owner))
+	}
+	return errors.Join(errs...)
 }
 
 // end closes the file; others may make the layer from now on.
