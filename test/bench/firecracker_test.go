@@ -31,9 +31,9 @@ import (
 const firecrackerRounds = 5
 
 // BenchmarkFirecracker compares machines that the driver starts on Firecracker, jailed,
-// until their agent answers, with the same machines by hand: jailed and limited too, booted from a
-// file with their configuration, and woken by Firecracker's own restore. It compares too what
-// they take beside their guests' memory. make test-firecracker runs it where KVM is.
+// until their agent answers, with the same machines by hand: jailed and limited too, booted
+// from a file with their configuration, and woken by Firecracker's own restore. It compares
+// too what they take beside their guests' memory. make test-firecracker runs it where KVM is.
 func BenchmarkFirecracker(b *testing.B) {
 	boot := vmmtest.BootFromEnv(b)
 	o := firecracker.Options{Binary: os.Getenv("BANGER_FIRECRACKER"), Jailer: os.Getenv("BANGER_JAILER")}
