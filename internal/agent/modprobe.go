@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log"
 	"os"
 	"path/filepath"
@@ -22,6 +23,8 @@ const (
 	modprobePath = "/run/banger/modprobe"
 	roleModprobe = "modprobe"
 
+	modprobeSetting = "/proc/sys/kernel/modprobe"
+
 	maxModule     = 256 << 20 // bytes of an unpacked module
 	maxDictionary = 64 << 20  // bytes that unpacking it may look back
 )
@@ -29,8 +32,12 @@ const (
 // serveModules makes the kernel ask this program for the modules that it lacks,
 // unless the image has kmod, whose configuration counts then. Its file lies in the
 // initramfs, where a process of it that lives as long as the guest, pid, leads to.
-// See modprobe in Documentation/admin-guide/sysctl/kernel.rst.
+// A kernel that takes no modules does not ask. See modprobe in
+// Documentation/admin-guide/sysctl/kernel.rst.
 func serveModules(pid int) error {
+	if _, err := os.Stat(modprobeSetting); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
 	if target, err := os.Readlink("/sbin/modprobe"); err == nil && filepath.Base(target) == "kmod" {
 		return nil
 	}
@@ -40,7 +47,7 @@ func serveModules(pid int) error {
 	if err := os.Symlink(fmt.Sprintf("/proc/%d/exe", pid), modprobePath); err != nil {
 		return err
 	}
-	return os.WriteFile("/proc/sys/kernel/modprobe", []byte(modprobePath), 0)
+	return os.WriteFile(modprobeSetting, []byte(modprobePath), 0)
 }
 
 // modprobe is the program as the kernel (`-q -- NAME`) and others (`NAME -q`, `-va
