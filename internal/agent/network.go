@@ -7,10 +7,15 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"banger/internal/guest/wire"
 	"banger/internal/linux"
 )
+
+// refreshDelay is after what time those on the network hear of this guest: nobody waits for
+// it, and it takes an emulated guest its time, in which the host may want something.
+const refreshDelay = 100 * time.Millisecond
 
 // applyNetwork makes the network interface and the resolver what they are to be.
 func applyNetwork(n wire.Network) error {
@@ -21,11 +26,11 @@ func applyNetwork(n wire.Network) error {
 	if err := linux.ConfigureLink(mac, n.Address, n.Gateway); err != nil {
 		return err
 	}
-	go func() { // nobody waits for it: an emulated guest takes its time
+	time.AfterFunc(refreshDelay, func() {
 		if err := linux.RefreshLink(mac, n.Address.Addr()); err != nil { // the host may have been restarted since
 			log.Print(err) // who has waited long enough is asked again anyway
 		}
-	}()
+	})
 	var text strings.Builder
 	for _, server := range n.DNS {
 		fmt.Fprintf(&text, "nameserver %s\n", server)

@@ -140,24 +140,30 @@ func apply(c wire.Configure) error {
 	if c.Network != nil {
 		errs = append(errs, applyNetwork(*c.Network))
 	}
-	errs = append(errs, identify("/", c.Hostname, c.MachineID))
+	if now, err := os.Hostname(); err != nil || now != c.Hostname { // else it is as the boot has made it
+		errs = append(errs, identify("/", c.Hostname, c.MachineID))
+	}
 	return errors.Join(errs...)
 }
 
 // identify gives the system whose tree is at dir its name and its machine id (32
 // hexadecimal digits), as hostname(5) and machine-id(5) have it; empty ones are left
-// alone.
+// alone. The name comes last: a system that has it has all of it.
 func identify(dir, hostname, machineID string) error {
 	var errs []error
-	if hostname != "" {
-		errs = append(errs, linux.SetHostname(hostname), writeUnder(dir, "etc/hostname", hostname+"\n", 0o644), nameHost(dir, hostname))
-	}
 	if machineID != "" {
 		if b, err := hex.DecodeString(machineID); err != nil || len(b) != 16 {
 			errs = append(errs, errors.New("machine id: 32 hexadecimal digits are needed"))
 		} else {
 			errs = append(errs, writeUnder(dir, "etc/machine-id", machineID+"\n", 0o444))
 		}
+	}
+	if hostname != "" {
+		errs = append(errs, writeUnder(dir, "etc/hostname", hostname+"\n", 0o644), nameHost(dir, hostname))
+		if err := errors.Join(errs...); err != nil {
+			return err
+		}
+		return linux.SetHostname(hostname)
 	}
 	return errors.Join(errs...)
 }

@@ -1,11 +1,14 @@
 package linux
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -18,32 +21,58 @@ func ConfigureLink(mac net.HardwareAddr, address netip.Prefix, gateway netip.Add
 	if err != nil {
 		return err
 	}
-	if err := setAddress(link, address); err != nil {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE) // one socket for all that follows
+	if err != nil {
+		return fmt.Errorf("configure link %s: %w", link.Name, err)
+	}
+	defer h.Close()
+	if err := setAddress(h, link, address); err != nil {
 		return err
 	}
-	if err := netlink.LinkSetUp(link); err != nil {
+	if err := h.LinkSetUp(link); err != nil {
 		return fmt.Errorf("take link %s up: %w", link.Name, err)
 	}
 	route := &netlink.Route{LinkIndex: link.Index, Gw: gateway.AsSlice(), Dst: ipNet(everywhere)}
-	if err := netlink.RouteReplace(route); err != nil && !errors.Is(err, unix.EEXIST) {
+	if err := h.RouteReplace(route); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("route by %s: %w", gateway, err)
 	}
 	return nil
 }
 
-// linkWith finds a link by its hardware address. It knows name and index alone: all that a
-// kernel tells of a link takes an emulated guest long to read.
+// linkWith finds a link by its hardware address. It knows name and index alone, from
+// sysfs: all that netlink tells of links takes an emulated guest long to read.
 func linkWith(mac net.HardwareAddr) (*netlink.Device, error) {
-	links, err := net.Interfaces()
+	const dir = "/sys/class/net"
+	names, err := readNames(dir)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	for _, l := range links {
-		if bytes.Equal(l.HardwareAddr, mac) {
-			return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: l.Name, Index: l.Index}}, nil
+	for _, name := range names {
+		if has, err := readSys(dir, name, "address"); err != nil || has != mac.String() {
+			continue // or gone meanwhile
 		}
+		text, err := readSys(dir, name, "ifindex")
+		index, numErr := strconv.Atoi(text)
+		if err = errors.Join(err, numErr); err != nil {
+			return nil, fmt.Errorf("look for the network interface %s: %w", mac, err)
+		}
+		return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}}, nil
 	}
 	return nil, fmt.Errorf("look for the network interface %s: %w", mac, unix.ENODEV)
+}
+
+func readNames(dir string) ([]string, error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = d.Close() }()
+	return d.Readdirnames(-1)
+}
+
+func readSys(path ...string) (string, error) {
+	text, err := os.ReadFile(filepath.Join(path...))
+	return strings.TrimSpace(string(text)), err
 }
 
 // everywhere is the destination of a default route.

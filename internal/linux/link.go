@@ -180,12 +180,12 @@ func SetAddress(name string, address netip.Prefix) error {
 	if err != nil {
 		return err
 	}
-	return setAddress(link, address)
+	return setAddress(&netlink.Handle{}, link, address)
 }
 
-func setAddress(link netlink.Link, address netip.Prefix) error {
+func setAddress(h *netlink.Handle, link netlink.Link, address netip.Prefix) error {
 	name, want := link.Attrs().Name, &netlink.Addr{IPNet: ipNet(address)}
-	has, err := addresses(link)
+	has, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(link, unix.AF_INET) })
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
@@ -193,11 +193,11 @@ func setAddress(link netlink.Link, address netip.Prefix) error {
 		if a.IPNet.String() == want.IPNet.String() {
 			continue
 		}
-		if err := netlink.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if err := h.AddrDel(link, &a); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
 			return fmt.Errorf("take address %s from %s: %w", a.IPNet, name, err)
 		}
 	}
-	if err = netlink.AddrReplace(link, want); err == nil {
+	if err = h.AddrReplace(link, want); err == nil {
 		err = failpoint.Pass("link", "addressed")
 	}
 	if err != nil {
