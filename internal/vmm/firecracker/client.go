@@ -21,7 +21,11 @@ const (
 	maxFault       = 1 << 10
 )
 
-// client makes requests of the API of one Firecracker, each on a connection of its own.
+// apiIdle is for how long a connection to the API waits for the next request: those that
+// describe a machine follow each other, later ones are rare.
+const apiIdle = time.Second
+
+// client makes requests of the API of one Firecracker.
 type client struct{ http http.Client }
 
 func newClient(dir, socket string) *client {
@@ -29,7 +33,7 @@ func newClient(dir, socket string) *client {
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return linux.DialUnixIn(ctx, dir, socket)
 		},
-		DisableKeepAlives: true, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
+		IdleConnTimeout: apiIdle, DisableCompression: true, MaxResponseHeaderBytes: 64 << 10,
 	}}}
 }
 

@@ -236,6 +236,7 @@ func (i *instance) Channel() vmm.Channel { return vmm.ChannelStream }
 func (i *instance) Close() error {
 	i.let()
 	i.agent.close()
+	i.api.http.CloseIdleConnections()
 	return i.Process.Close()
 }
 
