@@ -1,14 +1,11 @@
 package linux
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -39,40 +36,19 @@ func ConfigureLink(mac net.HardwareAddr, address netip.Prefix, gateway netip.Add
 	return nil
 }
 
-// linkWith finds a link by its hardware address. It knows name and index alone, from
-// sysfs: all that netlink tells of links takes an emulated guest long to read.
+// linkWith finds a link by its hardware address. It knows name and index alone: all that a
+// kernel tells of a link takes an emulated guest long to read.
 func linkWith(mac net.HardwareAddr) (*netlink.Device, error) {
-	const dir = "/sys/class/net"
-	names, err := readNames(dir)
+	links, err := net.Interfaces()
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
-	for _, name := range names {
-		if has, err := readSys(dir, name, "address"); err != nil || has != mac.String() {
-			continue // or gone meanwhile
+	for _, l := range links {
+		if bytes.Equal(l.HardwareAddr, mac) {
+			return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: l.Name, Index: l.Index}}, nil
 		}
-		text, err := readSys(dir, name, "ifindex")
-		index, numErr := strconv.Atoi(text)
-		if err = errors.Join(err, numErr); err != nil {
-			return nil, fmt.Errorf("look for the network interface %s: %w", mac, err)
-		}
-		return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: name, Index: index}}, nil
 	}
 	return nil, fmt.Errorf("look for the network interface %s: %w", mac, unix.ENODEV)
-}
-
-func readNames(dir string) ([]string, error) {
-	d, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = d.Close() }()
-	return d.Readdirnames(-1)
-}
-
-func readSys(path ...string) (string, error) {
-	text, err := os.ReadFile(filepath.Join(path...))
-	return strings.TrimSpace(string(text)), err
 }
 
 // everywhere is the destination of a default route.
