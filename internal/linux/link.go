@@ -97,8 +97,8 @@ func dump[T any](list func() ([]T, error)) (all []T, err error) {
 }
 
 // addresses returns the IPv4 addresses of a link, or of all links.
-func addresses(link netlink.Link) ([]netlink.Addr, error) {
-	return dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, unix.AF_INET) })
+func addresses(h *netlink.Handle, link netlink.Link) ([]netlink.Addr, error) {
+	return dump(func() ([]netlink.Addr, error) { return h.AddrList(link, unix.AF_INET) })
 }
 
 // LinkNames returns the names of all links that begin with prefix and are of one of the
@@ -185,7 +185,7 @@ func SetAddress(name string, address netip.Prefix) error {
 
 func setAddress(h *netlink.Handle, link netlink.Link, address netip.Prefix) error {
 	name, want := link.Attrs().Name, &netlink.Addr{IPNet: ipNet(address)}
-	has, err := dump(func() ([]netlink.Addr, error) { return h.AddrList(link, unix.AF_INET) })
+	has, err := addresses(h, link)
 	if err != nil {
 		return fmt.Errorf("list addresses of %s: %w", name, err)
 	}
@@ -253,7 +253,7 @@ func Networks() ([]UsedPrefix, error) {
 			used = append(used, UsedPrefix{p, names[link]})
 		}
 	}
-	addrs, err := addresses(nil)
+	addrs, err := addresses(&netlink.Handle{}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -276,7 +276,7 @@ func Networks() ([]UsedPrefix, error) {
 // AddressedLinks returns the names of the links that have an IPv4 address, save
 // loopback.
 func AddressedLinks() ([]string, error) {
-	addrs, err := addresses(nil)
+	addrs, err := addresses(&netlink.Handle{}, nil)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

@@ -2,7 +2,6 @@ package vmmtest
 
 import (
 	"context"
-	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -75,14 +74,13 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// bootID tells one boot of a guest from another: to the nanosecond, when its agent began.
 func bootID(t *testing.T, conn *guest.Conn) string {
 	t.Helper()
 	health, err := conn.Health(t.Context())
-	if err != nil || health.Started <= 0 {
+	if err != nil || health.BootID == "" {
 		t.Fatalf("the agent's health: %+v, %v", health, err)
 	}
-	return fmt.Sprint(health.Started)
+	return health.BootID
 }
 
 // checkPause finds a paused machine silent, and well when a later daemon has had it go
