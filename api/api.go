@@ -51,7 +51,7 @@ type VM struct {
 	Engine    string     `json:"engine,omitempty" doc:"The VMM and its accelerator, e.g. firecracker/kvm; while it runs."`
 	EngineWhy string     `json:"engine_why,omitempty" doc:"Why that VMM was chosen; while it runs."`
 	PID       int        `json:"pid,omitempty" doc:"Process id of the VMM, while it runs."`
-	Agent     string     `json:"agent,omitempty" doc:"Version of the agent in the guest, while it runs."`
+	Agent     string     `json:"agent,omitempty" doc:"Build of the agent that it was started with, while it runs."`
 	Created   time.Time  `json:"created" doc:"When it was made."`
 	Started   *time.Time `json:"started,omitempty" doc:"When it was last started, while it runs."`
 	Steps     []Step     `json:"steps,omitempty" doc:"How long each step of the last start took, while it runs and the daemon that started it does."`

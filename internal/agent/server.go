@@ -10,9 +10,6 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
-	"runtime/debug"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/coder/websocket"
@@ -62,23 +59,8 @@ func Handler(poweroff func(patience time.Duration)) http.Handler {
 	return mux
 }
 
-func version() string {
-	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
-		return info.Main.Version
-	}
-	return "(devel)"
-}
-
 func health(w http.ResponseWriter, _ *http.Request) {
-	h := wire.Health{Version: version(), Protocol: wire.Protocol}
-	if id, err := os.ReadFile("/proc/sys/kernel/random/boot_id"); err == nil {
-		h.BootID = strings.TrimSpace(string(id))
-	}
-	if up, err := os.ReadFile("/proc/uptime"); err == nil {
-		first, _, _ := strings.Cut(string(up), " ")
-		h.Uptime, _ = strconv.ParseFloat(first, 64)
-	}
-	h.Started = started()
+	h := wire.Health{Protocol: wire.Protocol, Uptime: linux.Uptime().Seconds(), Started: started.Seconds()}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(h)
 }
@@ -90,20 +72,9 @@ func alive(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// started is when this process was started, in seconds after the kernel: field 22 of
-// proc_pid_stat(5), in ticks of which a second has 100 on every Linux that Go knows.
-func started() float64 {
-	stat, err := os.ReadFile("/proc/self/stat")
-	if err != nil {
-		return 0
-	}
-	fields := strings.Fields(string(stat[strings.LastIndexByte(string(stat), ')')+1:]))
-	if len(fields) < 20 {
-		return 0
-	}
-	ticks, _ := strconv.ParseFloat(fields[19], 64)
-	return ticks / 100
-}
+// started is when this process was, counted from the start of the kernel; it tells one
+// start of a guest from another.
+var started = linux.Uptime()
 
 func configure(w http.ResponseWriter, r *http.Request, sshd *sshServer, img *image) {
 	var c wire.Configure
@@ -111,7 +82,7 @@ func configure(w http.ResponseWriter, r *http.Request, sshd *sshServer, img *ima
 	if err == nil {
 		err = apply(c)
 		if c.SSH != nil {
-			err = errors.Join(err, sshd.configure(*c.SSH))
+			sshd.configure(*c.SSH)
 		}
 		if c.Image != nil {
 			img.configure(*c.Image)

@@ -36,11 +36,16 @@ type sshServer struct {
 	hostConns, tcpConns chan struct{} // a token for each connection
 	lenders             *borrower
 
-	mu      sync.Mutex
-	hostKey ssh.Signer
-	pem     string
+	mu       sync.Mutex
+	settings *wire.SSH // nil before the first
+	keys     *sshKeys  // what they mean; nil until a connection asks: it takes an emulated guest its time
+	watch    sync.Once
+}
+
+// sshKeys are the keys of a wire.SSH.
+type sshKeys struct {
+	host    ssh.Signer
 	allowed map[string]bool // by the wire format of the key
-	watch   sync.Once
 }
 
 func newSSHServer(img *image) *sshServer {
@@ -48,30 +53,45 @@ func newSSHServer(img *image) *sshServer {
 }
 
 // configure replaces host key and authorised keys, for connections to come.
-func (s *sshServer) configure(c wire.SSH) error {
+func (s *sshServer) configure(c wire.SSH) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.settings, s.keys = &c, nil
+	s.watch.Do(func() { go s.keepPort() })
+}
+
+// parseSSH reads the keys, of which all have to be understood.
+func parseSSH(c wire.SSH) (*sshKeys, error) {
 	if len(c.AuthorizedKeys) > maxAuthKeys {
-		return fmt.Errorf("ssh: more than %d authorized keys", maxAuthKeys)
+		return nil, fmt.Errorf("ssh: more than %d authorized keys", maxAuthKeys)
 	}
 	allowed := map[string]bool{}
 	for _, line := range c.AuthorizedKeys {
 		key, _, options, rest, err := ssh.ParseAuthorizedKey([]byte(line))
 		if err != nil || len(options) > 0 || len(rest) > 0 {
-			return errors.New("ssh: a line of the authorized keys is not understood")
+			return nil, errors.New("ssh: a line of the authorized keys is not understood")
 		}
 		allowed[string(key.Marshal())] = true
 	}
+	host, err := ssh.ParsePrivateKey([]byte(c.HostKey))
+	if err != nil {
+		return nil, errors.New("ssh: the host key is not understood")
+	}
+	return &sshKeys{host: host, allowed: allowed}, nil
+}
+
+// known returns the keys of now.
+func (s *sshServer) known() (*sshKeys, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if c.HostKey != s.pem {
-		signer, err := ssh.ParsePrivateKey([]byte(c.HostKey))
-		if err != nil {
-			return errors.New("ssh: the host key is not understood")
-		}
-		s.hostKey, s.pem = signer, c.HostKey
+	if s.settings == nil {
+		return nil, errors.New("ssh: a connection came before the configuration")
 	}
-	s.allowed = allowed
-	s.watch.Do(func() { go s.keepPort() })
-	return nil
+	var err error
+	if s.keys == nil {
+		s.keys, err = parseSSH(*s.settings)
+	}
+	return s.keys, err
 }
 
 // keepPort serves TCP port 22 as long as the image has no ssh server of its own
@@ -155,21 +175,17 @@ func (s *sshServer) handle(conn net.Conn, tokens chan struct{}) {
 }
 
 func (s *sshServer) config() (*ssh.ServerConfig, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.hostKey == nil {
-		return nil, errors.New("ssh: a connection came before the configuration")
+	keys, err := s.known()
+	if err != nil {
+		return nil, err
 	}
 	cfg := &ssh.ServerConfig{PublicKeyCallback: s.authorise, ServerVersion: "SSH-2.0-banger"}
-	cfg.AddHostKey(s.hostKey)
+	cfg.AddHostKey(keys.host)
 	return cfg, nil
 }
 
 func (s *sshServer) authorise(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-	s.mu.Lock()
-	ok := s.allowed[string(key.Marshal())]
-	s.mu.Unlock()
-	if !ok {
+	if keys, err := s.known(); err != nil || !keys.allowed[string(key.Marshal())] {
 		return nil, errors.New("unknown key")
 	}
 	if _, err := sshUser(meta.User()); err != nil {

@@ -59,9 +59,7 @@ func startSSHD(t testing.TB) *sshd {
 	user, _ := newKey(t)
 	d := &sshd{sshServer: newSSHServer(&image{}), address: l.Addr().String(), host: host, user: user}
 	d.watch.Do(func() {}) // port 22 is this host's
-	if err := d.configure(wire.SSH{HostKey: text, AuthorizedKeys: []string{authorizedLine(user)}}); err != nil {
-		t.Fatal(err)
-	}
+	d.configure(wire.SSH{HostKey: text, AuthorizedKeys: []string{authorizedLine(user)}})
 	go d.accept(l)
 	return d
 }
@@ -115,9 +113,7 @@ func TestSSHWhoGetsIn(t *testing.T) {
 		}
 	}
 	// Keys that are taken away let nobody in any more.
-	if err := d.configure(wire.SSH{HostKey: d.pem, AuthorizedKeys: []string{authorizedLine(other)}}); err != nil {
-		t.Fatal(err)
-	}
+	d.configure(wire.SSH{HostKey: d.settings.HostKey, AuthorizedKeys: []string{authorizedLine(other)}})
 	if _, err := d.dial("root", d.user); err == nil {
 		t.Error("a key that was replaced is accepted")
 	}
@@ -134,8 +130,11 @@ func TestSSHConfigureRefuses(t *testing.T) {
 	} {
 		s := newSSHServer(&image{})
 		s.watch.Do(func() {})
-		if err := s.configure(c); err == nil {
-			t.Errorf("%s: taken", name)
+		s.configure(c)
+		ours, theirs := net.Pipe()
+		go s.handle(theirs, make(chan struct{}, 1))
+		if b, err := io.ReadAll(ours); len(b) > 0 || err != nil {
+			t.Errorf("%s: the server says %q (%v), want nothing", name, b, err)
 		}
 	}
 }

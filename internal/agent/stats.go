@@ -35,9 +35,7 @@ func guestStats() (api.GuestStats, error) {
 	if nowBusy, nowAll := cpuTime(); nowAll > all {
 		s.CPU = float64(nowBusy-busy) / float64(nowAll-all)
 	}
-	if f := procFields("/proc/uptime"); len(f) > 0 {
-		s.Uptime, _ = strconv.ParseFloat(f[0], 64)
-	}
+	s.Uptime = linux.Uptime().Seconds()
 	if f := procFields("/proc/loadavg"); len(f) >= len(s.Load) {
 		for i := range s.Load {
 			s.Load[i], _ = strconv.ParseFloat(f[i], 64)

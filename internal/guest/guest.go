@@ -161,11 +161,10 @@ func (c *Conn) watch(ctx context.Context, dial Dialer) error {
 	return nil
 }
 
-// Health asks the agent who it is. What it says of itself is printable and short.
+// Health asks the agent who it is.
 func (c *Conn) Health(ctx context.Context) (wire.Health, error) {
 	var h wire.Health
 	err := c.do(ctx, "ask agent for its health", http.MethodGet, "/health", nil, &h)
-	h.Version, h.BootID = plain(h.Version, 64), plain(h.BootID, 64)
 	return h, err
 }
 

@@ -99,6 +99,14 @@ func SetHostname(name string) error {
 	return nil
 }
 
+// Uptime is for how long the kernel has run, sleep included: CLOCK_BOOTTIME of
+// clock_gettime(2).
+func Uptime() time.Duration {
+	var ts unix.Timespec
+	_ = unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts) // every kernel that Go runs on has it
+	return time.Duration(ts.Nano())
+}
+
 // SetClock sets the real-time clock.
 func SetClock(t time.Time) error {
 	tv := unix.NsecToTimeval(t.UnixNano())

@@ -218,7 +218,7 @@ func (m *machine) listen(listener net.Listener, server *http.Server) {
 func (m *machine) agent(h *machines) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(wire.Health{Version: "cat", Protocol: wire.Protocol, BootID: m.memory})
+		_ = json.NewEncoder(w).Encode(wire.Health{Protocol: wire.Protocol})
 	})
 	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {

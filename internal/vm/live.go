@@ -40,15 +40,14 @@ type live struct {
 	configuration func(context.Context, Record) (wire.Configure, error)
 	checked       bool // its image has a health check
 
-	mu      sync.Mutex
-	rec     Record // as the guest is to know it
-	conn    *guest.Conn
-	ready   chan struct{} // closed while conn is usable
-	version string
-	health  *api.Health // nil where the image has no check, or has not been heard
-	paused  bool
-	unsure  bool          // whether the VMM does what paused says: it has not answered, or another daemon started it
-	turned  chan struct{} // closed and replaced whenever one of both changes
+	mu     sync.Mutex
+	rec    Record // as the guest is to know it
+	conn   *guest.Conn
+	ready  chan struct{} // closed while conn is usable
+	health *api.Health   // nil where the image has no check, or has not been heard
+	paused bool
+	unsure bool          // whether the VMM does what paused says: it has not answered, or another daemon started it
+	turned chan struct{} // closed and replaced whenever one of both changes
 }
 
 // connect makes the channel to the agent and configures the guest. What is returned of
@@ -93,7 +92,7 @@ func (s *Service) newLive(b booted, rec Record) *live {
 		configuration: s.configuration, checked: s.runConfig(ctx, rec).Healthcheck != nil, paused: b.paused, unsure: b.adopted, turned: make(chan struct{}),
 	}
 	if b.conn != nil {
-		l.set(b.conn, b.health.Version)
+		l.set(b.conn)
 	}
 	go l.keep(ctx)
 	return l
@@ -125,9 +124,9 @@ func (l *live) keep(ctx context.Context) {
 		if !l.awaitTurn(ctx) {
 			return
 		}
-		conn, health, err := l.connect(ctx, l.inst, l.record())
+		conn, _, err := l.connect(ctx, l.inst, l.record())
 		if err == nil {
-			l.set(conn, health.Version)
+			l.set(conn)
 			continue
 		}
 		select {
@@ -162,10 +161,10 @@ func (l *live) awaitBreak(ctx context.Context, conn *guest.Conn) bool {
 	}
 }
 
-func (l *live) set(conn *guest.Conn, version string) {
+func (l *live) set(conn *guest.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.conn, l.version = conn, version
+	l.conn = conn
 	close(l.ready)
 }
 
@@ -192,12 +191,6 @@ func (l *live) connection() *guest.Conn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.conn
-}
-
-func (l *live) agentVersion() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.version
 }
 
 // agent returns the transport to the agent; see channel.

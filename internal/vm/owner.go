@@ -416,7 +416,7 @@ func (o *owner) view() api.VM {
 	}
 	if o.live != nil {
 		v.EngineWhy = o.live.spec.Why
-		v.Engine, v.PID, v.Agent = o.live.engine, o.live.inst.PID(), o.live.agentVersion()
+		v.Engine, v.PID, v.Agent = o.live.engine, o.live.inst.PID(), o.live.spec.Agent
 		v.Started = &o.live.spec.Started
 		v.Steps = o.live.steps
 		v.Health = o.live.healthNow()

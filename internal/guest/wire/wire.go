@@ -43,11 +43,9 @@ const OffWord = "banger-agent: off"
 
 // Health is the answer of GET /health.
 type Health struct {
-	Version  string  `json:"version"`
 	Protocol int     `json:"protocol"`
-	BootID   string  `json:"boot_id"`
 	Uptime   float64 `json:"uptime"`  // seconds since the kernel's start
-	Started  float64 `json:"started"` // when the agent itself was started, seconds after the kernel
+	Started  float64 `json:"started"` // when the agent itself was started, seconds after the kernel; the same for as long as it runs
 }
 
 // Configure is the body of POST /configure. It may be sent again at any time;

@@ -137,7 +137,7 @@ func fakeAgent() http.Handler {
 		<-r.Context().Done()
 	})
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(wire.Health{Version: "fake", Protocol: wire.Protocol, BootID: "boot"})
+		_ = json.NewEncoder(w).Encode(wire.Health{Protocol: wire.Protocol, Uptime: 2, Started: 1})
 	})
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusNoContent)

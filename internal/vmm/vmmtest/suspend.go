@@ -2,6 +2,7 @@ package vmmtest
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -77,10 +78,10 @@ func must(t *testing.T, err error) {
 func bootID(t *testing.T, conn *guest.Conn) string {
 	t.Helper()
 	health, err := conn.Health(t.Context())
-	if err != nil || health.BootID == "" {
+	if err != nil || health.Started <= 0 {
 		t.Fatalf("the agent's health: %+v, %v", health, err)
 	}
-	return health.BootID
+	return fmt.Sprint(health.Started)
 }
 
 // checkPause finds a paused machine silent, and well when a later daemon has had it go
