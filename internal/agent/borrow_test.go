@@ -22,7 +22,6 @@ import (
 func lender(t *testing.T, b *borrower, pack guest.Packer) {
 	t.Helper()
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", health)
 	mux.HandleFunc("GET /wants", b.serveWants)
 	mux.HandleFunc("PUT /lent", b.serveLent)
 	agent := httptest.NewServer(mux)

@@ -14,8 +14,8 @@ import (
 )
 
 // refreshDelay is after what time those on the network hear of this guest: nobody waits for
-// it, and it takes an emulated guest its time, in which the host may want something.
-const refreshDelay = 100 * time.Millisecond
+// it, and it takes an emulated guest its time, in which the host wants something.
+const refreshDelay = 300 * time.Millisecond
 
 // applyNetwork makes the network interface and the resolver what they are to be.
 func applyNetwork(n wire.Network) error {
@@ -23,11 +23,15 @@ func applyNetwork(n wire.Network) error {
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	if err := linux.ConfigureLink(mac, n.Address, n.Gateway); err != nil {
+	link, err := linux.LinkWith("/sys/class/net", mac)
+	if err != nil {
+		return err
+	}
+	if err := linux.ConfigureLink(link, n.Address, n.Gateway); err != nil {
 		return err
 	}
 	time.AfterFunc(refreshDelay, func() {
-		if err := linux.RefreshLink(mac, n.Address.Addr()); err != nil { // the host may have been restarted since
+		if err := linux.RefreshLink(link, n.Address.Addr()); err != nil { // the host may have been restarted since
 			log.Print(err) // who has waited long enough is asked again anyway
 		}
 	})

@@ -31,7 +31,6 @@ func Handler(poweroff func(patience time.Duration)) http.Handler {
 	ss := &sessions{image: img, byID: make(map[string]*session)}
 	sshd := newSSHServer(img)
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", health)
 	mux.HandleFunc("GET /alive", alive)
 	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, r *http.Request) { configure(w, r, sshd, img) })
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, r *http.Request) {
@@ -57,12 +56,6 @@ func Handler(poweroff func(patience time.Duration)) http.Handler {
 	mux.HandleFunc("GET /ports", ports)
 	mux.HandleFunc("GET /image-health", img.imageHealth)
 	return mux
-}
-
-func health(w http.ResponseWriter, _ *http.Request) {
-	h := wire.Health{Protocol: wire.Protocol, Uptime: linux.Uptime().Seconds(), Started: started.Seconds()}
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(h)
 }
 
 // alive answers for as long as this process lives: the end of the answer is the news.
@@ -93,7 +86,8 @@ func configure(w http.ResponseWriter, r *http.Request, sshd *sshServer, img *ima
 		_ = json.NewEncoder(w).Encode(wire.Error{Message: err.Error()})
 		return
 	}
-	w.WriteHeader(http.StatusNoContent)
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(wire.Greeting{Protocol: wire.Protocol, Uptime: linux.Uptime().Seconds(), Started: started.Seconds()})
 }
 
 // apply does all that c asks for, whatever fails on the way.

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"banger/internal/guest/wire"
+	"banger/internal/linux"
 )
 
 // Bounds of the ssh server.
@@ -24,7 +25,7 @@ const (
 	sshAuthTime      = 30 * time.Second // from the connection to its authentication
 	sshAliveEvery    = time.Minute
 	sshAlivePatience = 3 * time.Minute // without an answer to a question whether the client is there
-	sshPort          = ":22"
+	sshPort          = 22
 	sshPortCheck     = 2 * time.Second
 )
 
@@ -105,7 +106,7 @@ func (s *sshServer) keepPort() {
 			_ = l.Close()
 			l = nil
 		case !own && l == nil:
-			if got, err := net.Listen("tcp", sshPort); err == nil {
+			if got, err := linux.ListenTCP(sshPort); err == nil {
 				l = got
 				go s.accept(l)
 			}

@@ -22,7 +22,7 @@ func connected(t *testing.T, mux *http.ServeMux) *Conn {
 	return c
 }
 
-func sane() *http.ServeMux { return healthy(fmt.Sprintf(`{"protocol":%d}`, wire.Protocol)) }
+func sane() *http.ServeMux { return greeting(fmt.Sprintf(`{"protocol":%d}`, wire.Protocol)) }
 
 // TestFilesOfHostileGuest reads archives that end in all the ways that they can.
 func TestFilesOfHostileGuest(t *testing.T) {

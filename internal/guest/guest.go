@@ -56,13 +56,12 @@ type Conn struct {
 	bulk      *http.Transport // for archives
 	session   *yamux.Session  // nil for streams
 	raw       net.Conn
-	greeting  wire.Health
 	done      chan struct{}
 	once      sync.Once
 }
 
-// Connect reaches the agent and checks that it speaks a protocol of ours. It waits
-// until there is an agent, as long as ctx allows: on a serial channel for the answer to
+// Connect reaches the agent; what it speaks is seen by Configure. It waits until there is
+// an agent, as long as ctx allows: on a serial channel for the answer to
 // the handshake, whose secret is sync, else for the first connection.
 func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, error) {
 	c := &Conn{done: make(chan struct{})}
@@ -94,22 +93,8 @@ func Connect(ctx context.Context, kind Kind, dial Dialer, sync string) (*Conn, e
 	if err := begin(); err != nil {
 		return nil, err
 	}
-	health, err := c.Health(ctx)
-	if err != nil {
-		c.Close()
-		return nil, err
-	}
-	if health.Protocol < wire.MinProtocol || health.Protocol > wire.Protocol {
-		c.Close()
-		return nil, api.Errorf(api.CodeGuest, "connect to agent: it speaks protocol %d, the daemon %d to %d",
-			health.Protocol, wire.MinProtocol, wire.Protocol).WithHint("stop the VM and start it again")
-	}
-	c.greeting = health
 	return c, nil
 }
-
-// Greeting is what the agent said of itself when the connection was made.
-func (c *Conn) Greeting() wire.Health { return c.greeting }
 
 // halfStream is a stream whose two directions end one by one. yamux's Close ends
 // the own one, and the other one some minutes later if the guest does not.
@@ -161,13 +146,6 @@ func (c *Conn) watch(ctx context.Context, dial Dialer) error {
 	return nil
 }
 
-// Health asks the agent who it is.
-func (c *Conn) Health(ctx context.Context) (wire.Health, error) {
-	var h wire.Health
-	err := c.do(ctx, "ask agent for its health", http.MethodGet, "/health", nil, &h)
-	return h, err
-}
-
 // plain returns the printable ones among the first n bytes of what a guest says,
 // which is shown on terminals.
 func plain(s string, n int) string {
@@ -179,9 +157,19 @@ func plain(s string, n int) string {
 	}, s[:min(n, len(s))])
 }
 
-// Configure tells the agent the guest's name, time and the like.
-func (c *Conn) Configure(ctx context.Context, cfg wire.Configure) error {
-	return c.doWithin(ctx, configureTimeout, "configure guest", http.MethodPost, "/configure", cfg, nil)
+// Configure tells the agent the guest's name, time and the like, and checks that it speaks
+// a protocol of ours: it has to come first on a connection. Of an empty cfg the answer is all
+// that comes.
+func (c *Conn) Configure(ctx context.Context, cfg wire.Configure) (wire.Greeting, error) {
+	var g wire.Greeting
+	if err := c.doWithin(ctx, configureTimeout, "configure guest", http.MethodPost, "/configure", cfg, &g); err != nil {
+		return g, err
+	}
+	if g.Protocol < wire.MinProtocol || g.Protocol > wire.Protocol {
+		return g, api.Errorf(api.CodeGuest, "configure guest: its agent speaks protocol %d, the daemon %d to %d",
+			g.Protocol, wire.MinProtocol, wire.Protocol).WithHint("stop the VM and start it again")
+	}
+	return g, nil
 }
 
 // PowerOff asks the agent to power the guest off, and to be done before the deadline

@@ -48,11 +48,23 @@ func serve(t *testing.T, handler http.Handler) Dialer {
 	return func(context.Context) (net.Conn, error) { return host, nil }
 }
 
-// healthy is an agent that says what it is, in the words given.
-func healthy(health string) *http.ServeMux {
+// greeting is an agent that says what it is, in the words given.
+func greeting(words string) *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, health) })
+	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, words) })
 	return mux
+}
+
+// meet connects to a guest over a serial channel and asks it for its greeting.
+func meet(ctx context.Context, t *testing.T, dial Dialer) error {
+	t.Helper()
+	c, err := Connect(ctx, Serial, dial, "secret")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Configure(ctx, wire.Configure{})
+	return err
 }
 
 func expectGuest(t *testing.T, err error, words string) {
@@ -64,12 +76,12 @@ func expectGuest(t *testing.T, err error, words string) {
 }
 
 func TestConversation(t *testing.T) {
-	mux := healthy(fmt.Sprintf(`{"protocol":%d,"uptime":1.5}`, wire.Protocol))
+	mux := http.NewServeMux()
 	got := make(chan string, 2)
 	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, r *http.Request) {
 		b, _ := io.ReadAll(r.Body)
 		got <- string(b)
-		w.WriteHeader(http.StatusNoContent)
+		_, _ = fmt.Fprintf(w, `{"protocol":%d,"uptime":1.5}`, wire.Protocol)
 	})
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
@@ -80,12 +92,9 @@ func TestConversation(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	h, err := c.Health(t.Context())
-	if err != nil || h.Uptime != 1.5 {
-		t.Errorf("health %+v, %v", h, err)
-	}
-	if err := c.Configure(t.Context(), wire.Configure{Hostname: "x"}); err != nil || <-got != `{"hostname":"x"}` {
-		t.Errorf("configure: %v", err)
+	g, err := c.Configure(t.Context(), wire.Configure{Hostname: "x"})
+	if err != nil || g.Uptime != 1.5 || <-got != `{"hostname":"x"}` {
+		t.Errorf("configure: %+v, %v", g, err)
 	}
 	expectGuest(t, c.PowerOff(t.Context()), `power guest off: "notnow[2J!!`)
 	select {
@@ -96,7 +105,7 @@ func TestConversation(t *testing.T) {
 	c.Close()
 	c.Close() // twice does no harm
 	<-c.Done()
-	if _, err := c.Health(t.Context()); err == nil {
+	if _, err := c.Configure(t.Context(), wire.Configure{}); err == nil {
 		t.Error("an answer after Close")
 	}
 }
@@ -104,16 +113,14 @@ func TestConversation(t *testing.T) {
 func TestProtocolRange(t *testing.T) {
 	for _, protocol := range []int{-1, wire.MinProtocol - 1, wire.MinProtocol, wire.Protocol, wire.Protocol + 1, 1 << 40} {
 		ok := protocol >= wire.MinProtocol && protocol <= wire.Protocol
-		c, err := Connect(t.Context(), Serial, serve(t, healthy(fmt.Sprintf(`{"protocol":%d}`, protocol))), "secret")
+		err := meet(t.Context(), t, serve(t, greeting(fmt.Sprintf(`{"protocol":%d}`, protocol))))
 		if ok {
 			if err != nil {
 				t.Errorf("protocol %d: %v", protocol, err)
-				continue
 			}
-			c.Close()
 			continue
 		}
-		expectGuest(t, err, fmt.Sprintf("it speaks protocol %d", protocol))
+		expectGuest(t, err, fmt.Sprintf("its agent speaks protocol %d", protocol))
 		if e := api.AsError(err); e == nil || e.Hint == "" {
 			t.Errorf("protocol %d: no hint", protocol)
 		}
@@ -125,27 +132,24 @@ func TestProtocolRange(t *testing.T) {
 func TestHostileAnswers(t *testing.T) {
 	head := "HTTP/1.1 200 OK\r\n"
 	for name, tc := range map[string]struct{ answer, want string }{
-		"garbage":             {"\x00\xff rubbish \r\n\r\n", "ask agent for its health: "},
-		"nothing":             {"", "ask agent for its health: "},
-		"half a head":         {head + "Content-Le", "ask agent for its health: "},
+		"garbage":             {"\x00\xff rubbish \r\n\r\n", "configure guest: "},
+		"nothing":             {"", "configure guest: "},
+		"half a head":         {head + "Content-Le", "configure guest: "},
 		"half a body":         {head + "Content-Length: 100\r\n\r\n{", "unexpected EOF"},
 		"no JSON":             {head + "Content-Length: 2\r\n\r\n<>", "is not understood"},
 		"other JSON":          {head + "Content-Length: 2\r\n\r\n[]", "is not understood"},
-		"endless head":        {head + strings.Repeat("X: y\r\n", 40<<10), "ask agent for its health: "},
-		"one long header":     {head + "X: " + strings.Repeat("y", 1<<20), "ask agent for its health: "},
-		"large body":          {head + "Content-Length: 1000000\r\n\r\n" + `{"protocol":1}` + strings.Repeat(" ", 1000000-14) + "x", ""},
+		"endless head":        {head + strings.Repeat("X: y\r\n", 40<<10), "configure guest: "},
+		"one long header":     {head + "X: " + strings.Repeat("y", 1<<20), "configure guest: "},
+		"large body":          {head + "Content-Length: 1000000\r\n\r\n" + `{"protocol":2}` + strings.Repeat(" ", 1000000-14) + "x", ""},
 		"large body, no JSON": {head + "Content-Length: 1000000\r\n\r\n" + strings.Repeat("[", 1000000), "is not understood"},
 		"redirect":            {"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1/\r\nContent-Length: 0\r\n\r\n", "is not understood"},
 		"switch":              {"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n{}", ""},
-		"always go on":        {strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 10000), "ask agent for its health: "},
+		"always go on":        {strings.Repeat("HTTP/1.1 100 Continue\r\n\r\n", 10000), "configure guest: "},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, err := Connect(t.Context(), Serial, hostile(t, func(stream net.Conn) {
-				_, _ = io.WriteString(stream, tc.answer)
-			}), "secret")
+			err := meet(t.Context(), t, hostile(t, func(stream net.Conn) { _, _ = io.WriteString(stream, tc.answer) }))
 			if tc.want == "" && err == nil {
-				c.Close() // what counts is that it ended
-				return
+				return // what counts is that it ended
 			}
 			expectGuest(t, err, tc.want)
 		})
@@ -197,11 +201,11 @@ func TestSilence(t *testing.T) {
 	})
 	t.Run("request", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
-		_, err := Connect(ctx, Serial, hostile(t, func(stream net.Conn) {
+		err := meet(ctx, t, hostile(t, func(stream net.Conn) {
 			cancel() // the caller gives up after the request has come
 			_, _ = io.Copy(io.Discard, stream)
-		}), "secret")
-		expectGuest(t, err, "ask agent for its health: ")
+		}))
+		expectGuest(t, err, "configure guest: ")
 		if !errors.Is(err, context.Canceled) {
 			t.Errorf("got %v, want it to be cancelled", err)
 		}
@@ -220,7 +224,7 @@ func TestGuestOpensStream(t *testing.T) {
 	go func() {
 		// The handshake is of the host's secret alone; what follows is the guest's.
 		l := wire.Listen(port, "secret")
-		server := &http.Server{Handler: healthy(fmt.Sprintf(`{"protocol":%d}`, wire.Protocol))}
+		server := &http.Server{Handler: greeting(fmt.Sprintf(`{"protocol":%d}`, wire.Protocol))}
 		go func() { _ = server.Serve(l) }()
 		<-open
 		// A frame of yamux: version 0, window update, SYN, stream 2, no data.
@@ -235,7 +239,7 @@ func TestGuestOpensStream(t *testing.T) {
 	defer c.Close()
 	close(open)
 	<-c.Done()
-	if _, err := c.Health(t.Context()); err == nil {
+	if _, err := c.Configure(t.Context(), wire.Configure{}); err == nil {
 		t.Error("the guest is still talked to")
 	}
 }
@@ -246,7 +250,7 @@ func TestStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: healthy(fmt.Sprintf(`{"uptime":2.5,"protocol":%d}`, wire.Protocol))}
+	server := &http.Server{Handler: greeting(fmt.Sprintf(`{"uptime":2.5,"protocol":%d}`, wire.Protocol))}
 	go func() { _ = server.Serve(listener) }()
 	defer func() { _ = server.Close() }()
 	c, err := Connect(t.Context(), Stream, func(ctx context.Context) (net.Conn, error) {
@@ -256,7 +260,7 @@ func TestStreams(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if h, err := c.Health(t.Context()); err != nil || h.Uptime != 2.5 {
-		t.Errorf("health %+v, %v", h, err)
+	if g, err := c.Configure(t.Context(), wire.Configure{}); err != nil || g.Uptime != 2.5 {
+		t.Errorf("configure: %+v, %v", g, err)
 	}
 }

@@ -61,7 +61,7 @@ func TestFloods(t *testing.T) {
 			}()
 			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 			defer cancel()
-			if _, err := c.Health(ctx); err == nil {
+			if _, err := c.Configure(ctx, wire.Configure{}); err == nil {
 				t.Error("an answer came")
 			}
 			c.Close()
@@ -87,7 +87,7 @@ func afterHandshake(t *testing.T) (*Conn, net.Conn) {
 	t.Helper()
 	host, port := net.Pipe()
 	tap := &gate{Conn: port, open: make(chan struct{})}
-	server := &http.Server{Handler: healthy(fmt.Sprintf(`{"protocol":%d}`, wire.Protocol))}
+	server := &http.Server{Handler: greeting(fmt.Sprintf(`{"protocol":%d}`, wire.Protocol))}
 	served := make(chan struct{})
 	go func() {
 		defer close(served)
@@ -127,27 +127,26 @@ func TestSlowGuests(t *testing.T) {
 	t.Run("trickle", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		defer cancel()
-		_, err := Connect(ctx, Serial, hostile(t, func(stream net.Conn) {
+		err := meet(ctx, t, hostile(t, func(stream net.Conn) {
 			for _, b := range []byte("HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + strings.Repeat(" ", 1000)) {
 				if _, err := stream.Write([]byte{b}); err != nil {
 					return
 				}
 				time.Sleep(50 * time.Millisecond)
 			}
-		}), "secret")
-		expectGuest(t, err, "ask agent for its health: ")
+		}))
+		expectGuest(t, err, "configure guest: ")
 		if !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v, want a deadline exceeded", err)
 		}
 	})
 	t.Run("reads nothing", func(t *testing.T) {
-		mux := healthy(fmt.Sprintf(`{"protocol":%d}`, wire.Protocol))
+		mux := greeting(fmt.Sprintf(`{"protocol":%d}`, wire.Protocol))
 		asked, done := make(chan struct{}), make(chan struct{})
 		mux.HandleFunc("PUT /files", func(http.ResponseWriter, *http.Request) {
 			close(asked)
 			<-done
 		})
-		mux.HandleFunc("POST /configure", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 		defer close(done)
 		c, err := Connect(t.Context(), Serial, serve(t, mux), "secret")
 		if err != nil {
@@ -158,7 +157,7 @@ func TestSlowGuests(t *testing.T) {
 		written := make(chan error, 1)
 		go func() { written <- c.WriteFiles(ctx, api.WriteFiles{Path: "/"}, bufio.NewReader(garbage{})) }()
 		<-asked
-		if err := c.Configure(t.Context(), wire.Configure{Hostname: "x"}); err != nil { // others get through meanwhile
+		if _, err := c.Configure(t.Context(), wire.Configure{Hostname: "x"}); err != nil { // others get through meanwhile
 			t.Error(err)
 		}
 		cancel()

@@ -1,23 +1,46 @@
 package linux
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
-// ConfigureLink gives the link with the hardware address mac an IPv4 address and
-// makes gateway the default route. What is so already is left alone.
-func ConfigureLink(mac net.HardwareAddr, address netip.Prefix, gateway netip.Addr) error {
-	link, err := linkWith(mac)
+// LinkWith finds the link with a hardware address in /sys/class/net, which is at dir: that
+// of the network namespace of who mounted it. An emulated guest reads there a good deal
+// faster than what netlink tells of a link. unix.ENODEV where there is none.
+func LinkWith(dir string, mac net.HardwareAddr) (net.Interface, error) {
+	links, err := os.ReadDir(dir)
 	if err != nil {
-		return err
+		return net.Interface{}, fmt.Errorf("list links: %w", err)
 	}
+	for _, l := range links {
+		address, err := os.ReadFile(filepath.Join(dir, l.Name(), "address"))
+		if err != nil || strings.TrimSpace(string(address)) != mac.String() {
+			continue // one that has just gone has none
+		}
+		text, err := os.ReadFile(filepath.Join(dir, l.Name(), "ifindex"))
+		if err != nil {
+			return net.Interface{}, err
+		}
+		index, err := strconv.Atoi(strings.TrimSpace(string(text)))
+		return net.Interface{Index: index, Name: l.Name(), HardwareAddr: mac}, err
+	}
+	return net.Interface{}, fmt.Errorf("look for the network interface %s: %w", mac, unix.ENODEV)
+}
+
+// ConfigureLink gives a link an IPv4 address and makes gateway the default route. What is
+// so already is left alone.
+func ConfigureLink(of net.Interface, address netip.Prefix, gateway netip.Addr) error {
+	link := &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: of.Name, Index: of.Index}}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE) // one socket for all that follows
 	if err != nil {
 		return fmt.Errorf("configure link %s: %w", link.Name, err)
@@ -36,32 +59,12 @@ func ConfigureLink(mac net.HardwareAddr, address netip.Prefix, gateway netip.Add
 	return nil
 }
 
-// linkWith finds a link by its hardware address. It knows name and index alone: all that a
-// kernel tells of a link takes an emulated guest long to read.
-func linkWith(mac net.HardwareAddr) (*netlink.Device, error) {
-	links, err := net.Interfaces()
-	if err != nil {
-		return nil, fmt.Errorf("list links: %w", err)
-	}
-	for _, l := range links {
-		if bytes.Equal(l.HardwareAddr, mac) {
-			return &netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: l.Name, Index: l.Index}}, nil
-		}
-	}
-	return nil, fmt.Errorf("look for the network interface %s: %w", mac, unix.ENODEV)
-}
-
 // everywhere is the destination of a default route.
 var everywhere = netip.MustParsePrefix("0.0.0.0/0")
 
-// RefreshLink has the link with the hardware address mac forget the addresses of its
-// neighbours, which may have others by now, and tells them its own: a gratuitous ARP
-// request (RFC 5227).
-func RefreshLink(mac net.HardwareAddr, address netip.Addr) error {
-	link, err := linkWith(mac)
-	if err != nil {
-		return err
-	}
+// RefreshLink has a link forget the addresses of its neighbours, which may have others by
+// now, and tells them its own: a gratuitous ARP request (RFC 5227).
+func RefreshLink(link net.Interface, address netip.Addr) error {
 	neighbours, err := netlink.NeighList(link.Index, netlink.FAMILY_V4)
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
@@ -74,11 +77,11 @@ func RefreshLink(mac net.HardwareAddr, address netip.Addr) error {
 			return fmt.Errorf("forget neighbour %s: %w", n.IP, err)
 		}
 	}
-	return announce(link.Index, mac, address.As4())
+	return announce(link, address.As4())
 }
 
-// announce says on a link that an IPv4 address is at mac.
-func announce(index int, mac net.HardwareAddr, ip [4]byte) error {
+// announce says on a link that an IPv4 address is its.
+func announce(link net.Interface, ip [4]byte) error {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("announce address: %w", err)
@@ -86,11 +89,41 @@ func announce(index int, mac net.HardwareAddr, ip [4]byte) error {
 	defer func() { go unix.Close(fd) }() // which waits for a grace period of RCU
 	// Ethernet and IPv4, addresses of 6 and 4 bytes, a request; RFC 826.
 	packet := []byte{0, 1, 8, 0, 6, 4, 0, 1}
-	packet = append(append(packet, mac...), ip[:]...)
+	packet = append(append(packet, link.HardwareAddr...), ip[:]...)
 	packet = append(append(packet, make([]byte, 6)...), ip[:]...)
-	to := &unix.SockaddrLinklayer{Protocol: 0x0608, Ifindex: index, Halen: 6, Addr: [8]byte{255, 255, 255, 255, 255, 255}} // ETH_P_ARP, big-endian
+	to := &unix.SockaddrLinklayer{Protocol: 0x0608, Ifindex: link.Index, Halen: 6, Addr: [8]byte{255, 255, 255, 255, 255, 255}} // ETH_P_ARP, big-endian
 	if err := unix.Sendto(fd, packet, 0, to); err != nil {
 		return fmt.Errorf("announce address: %w", err)
 	}
 	return nil
+}
+
+// ListenTCP listens on a TCP port of every address. An emulated guest has it sooner than
+// from net.Listen, which looks first at what the kernel is capable of.
+func ListenTCP(port int) (net.Listener, error) {
+	family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: port})
+	fd, err := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if errors.Is(err, unix.EAFNOSUPPORT) { // a kernel without IPv6
+		family, to = unix.AF_INET, &unix.SockaddrInet4{Port: port}
+		fd, err = unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on port %d: %w", port, err)
+	}
+	file := os.NewFile(uintptr(fd), "port "+strconv.Itoa(port))
+	defer file.Close() // the listener has its own
+	if family == unix.AF_INET6 {
+		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0)
+	}
+	err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+	if err == nil {
+		err = unix.Bind(fd, to)
+	}
+	if err == nil {
+		err = unix.Listen(fd, unix.SOMAXCONN)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on port %d: %w", port, err)
+	}
+	return net.FileListener(file)
 }

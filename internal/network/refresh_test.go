@@ -49,7 +49,7 @@ func TestRefreshLink(t *testing.T) {
 		return err == nil && link.Flags&net.FlagRunning != 0
 	})
 	own := netip.MustParseAddr("192.0.2.9")
-	if err := linux.RefreshLink(link.HardwareAddr, own); err != nil {
+	if err := linux.RefreshLink(*link, own); err != nil {
 		t.Fatal(err)
 	}
 	left, err := netlink.NeighList(link.Index, netlink.FAMILY_V4)

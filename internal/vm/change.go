@@ -105,7 +105,8 @@ func (s *Service) set(ctx context.Context, o *owner, rec Record, l *live, req ap
 	}
 	if to.Name != rec.Name {
 		if conn := l.connection(); conn != nil && !l.isPaused() { // else it hears of it when it goes on
-			return to, conn.Configure(ctx, wire.Configure{Hostname: to.Name})
+			_, err := conn.Configure(ctx, wire.Configure{Hostname: to.Name})
+			return to, err
 		}
 	}
 	return to, nil

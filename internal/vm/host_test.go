@@ -217,10 +217,9 @@ func (m *machine) listen(listener net.Listener, server *http.Server) {
 // agent is what the guest answers.
 func (m *machine) agent(h *machines) http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(wire.Health{Protocol: wire.Protocol})
+	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(wire.Greeting{Protocol: wire.Protocol})
 	})
-	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 		if m.mood != stubborn {

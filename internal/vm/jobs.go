@@ -13,7 +13,6 @@ import (
 	"banger/api"
 	"banger/internal/failpoint"
 	"banger/internal/guest"
-	"banger/internal/guest/wire"
 	"banger/internal/resource"
 	"banger/internal/vmm"
 )
@@ -87,7 +86,6 @@ type booted struct {
 	disks  []vmm.Disk
 	cgroup string
 	conn   *guest.Conn // nil: the channel is to be made
-	health wire.Health
 	steps  []api.Step
 
 	adopted bool // an earlier daemon started it
@@ -174,7 +172,7 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 	if still > 0 && engine.Info.Accel == "tcg" {
 		patience = still
 	}
-	conn, health, err := s.connectWithin(ctx, patience, inst, rec)
+	conn, greeting, err := s.connectWithin(ctx, patience, inst, rec)
 	if patience == still && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		return booted{}, errors.Join(errStill, inst.Close())
 	}
@@ -183,10 +181,10 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 	}
 	watch.lap("kernel")
 	failpoint.Reach("vm", "connected")
-	watch.split("agent", health.Uptime-health.Started)
+	watch.split("agent", greeting.Uptime-greeting.Started)
 	return booted{
 		inst: inst, engine: engine.String(), spec: spec, disks: m.Disks, cgroup: m.Cgroup,
-		conn: conn, health: health, steps: watch.steps,
+		conn: conn, steps: watch.steps,
 	}, nil
 }
 

@@ -31,7 +31,7 @@ type live struct {
 	steps   []api.Step
 	disks   []vmm.Disk // in the order of the machine
 	cgroup  string     // its directory
-	connect func(context.Context, vmm.Instance, Record) (*guest.Conn, wire.Health, error)
+	connect func(context.Context, vmm.Instance, Record) (*guest.Conn, wire.Greeting, error)
 	log     *slog.Logger
 	stop    context.CancelFunc
 	ended   chan struct{} // closed when keep has returned
@@ -52,11 +52,11 @@ type live struct {
 
 // connect makes the channel to the agent and configures the guest. What is returned of
 // the agent's health is as of then.
-func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, wire.Health, error) {
+func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, wire.Greeting, error) {
 	return s.connectWithin(ctx, bootTimeout, inst, rec)
 }
 
-func (s *Service) connectWithin(ctx context.Context, timeout time.Duration, inst vmm.Instance, rec Record) (*guest.Conn, wire.Health, error) {
+func (s *Service) connectWithin(ctx context.Context, timeout time.Duration, inst vmm.Instance, rec Record) (*guest.Conn, wire.Greeting, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	go func() { // a VMM that ended will not answer any more
@@ -68,19 +68,18 @@ func (s *Service) connectWithin(ctx context.Context, timeout time.Duration, inst
 	}()
 	conn, err := guest.Connect(ctx, guest.Kind(inst.Channel()), inst.Dial, rec.Sync)
 	if err != nil {
-		return nil, wire.Health{}, err
+		return nil, wire.Greeting{}, err
 	}
-	health, greeted := conn.Greeting(), time.Now()
+	var greeting wire.Greeting
 	what, err := s.configuration(ctx, rec)
 	if err == nil {
-		err = conn.Configure(ctx, what)
+		greeting, err = conn.Configure(ctx, what)
 	}
 	if err != nil {
 		conn.Close()
-		return nil, wire.Health{}, err
+		return nil, wire.Greeting{}, err
 	}
-	health.Uptime += time.Since(greeted).Seconds()
-	return conn, health, nil
+	return conn, greeting, nil
 }
 
 // newLive takes a running VMM over. Where there is no channel it is made.
@@ -247,7 +246,8 @@ func (l *live) resize(ctx context.Context, paths []string) error {
 	if err != nil {
 		return fmt.Errorf("let file systems grow: %w", err)
 	}
-	return conn.Configure(ctx, wire.Configure{Grow: true, Grown: grown})
+	_, err = conn.Configure(ctx, wire.Configure{Grow: true, Grown: grown})
+	return err
 }
 
 // close lets go of the VMM, which runs on if it has not ended.

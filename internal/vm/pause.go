@@ -63,7 +63,7 @@ func (l *live) resume(ctx context.Context) error {
 	}
 	what, err := l.configuration(ctx, l.record())
 	if err == nil {
-		err = conn.Configure(ctx, what)
+		_, err = conn.Configure(ctx, what)
 	}
 	if err != nil { // it runs all the same
 		l.log.Warn("tell a guest that goes on what it has missed", "err", err)

@@ -119,7 +119,7 @@ func (s *Service) AuthorizeSSH(ctx context.Context, caller uint32, ref, publicKe
 	if l != nil {
 		conn, err := l.channel(ctx)
 		if err == nil {
-			err = conn.Configure(ctx, wire.Configure{SSH: settings})
+			_, err = conn.Configure(ctx, wire.Configure{SSH: settings})
 		}
 		if err != nil {
 			return api.SSHAccess{}, err

@@ -242,7 +242,7 @@ func (s *Service) wake(ctx context.Context, o *owner, rec Record, watch *stopwat
 	b := booted{inst: inst, engine: engine.String(), spec: spec, disks: m.Disks, cgroup: m.Cgroup}
 	dropped := make(chan error, 1) // while the guest is waited for
 	go func() { dropped <- s.dropSnapshots(rec.ID) }()
-	if b.conn, b.health, err = s.connectWithin(ctx, wakePatience, inst, rec); err != nil { // it is not ended for that: nobody could have its memory again
+	if b.conn, _, err = s.connectWithin(ctx, wakePatience, inst, rec); err != nil { // it is not ended for that: nobody could have its memory again
 		s.log.Warn("a VM that was suspended runs, and its agent does not answer", "vm", rec.Name, "err", err)
 	}
 	watch.lap("agent")

@@ -15,8 +15,8 @@ import (
 // Protocol is the version of the agent's HTTP routes. A daemon serves agents of
 // its own version and of MinProtocol and up.
 const (
-	Protocol    = 1
-	MinProtocol = 1
+	Protocol    = 2
+	MinProtocol = 2
 )
 
 // Where the initramfs keeps what the agent loads. ModulesOrder lists the file
@@ -41,8 +41,8 @@ const (
 // off, before it has it start again instead.
 const OffWord = "banger-agent: off"
 
-// Health is the answer of GET /health.
-type Health struct {
+// Greeting is the answer of POST /configure: what the agent says of itself.
+type Greeting struct {
 	Protocol int     `json:"protocol"`
 	Uptime   float64 `json:"uptime"`  // seconds since the kernel's start
 	Started  float64 `json:"started"` // when the agent itself was started, seconds after the kernel; the same for as long as it runs

@@ -13,6 +13,7 @@ import (
 
 	"banger/api"
 	"banger/internal/guest"
+	"banger/internal/guest/wire"
 	"banger/internal/linux"
 	"banger/internal/resource"
 	"banger/internal/vmm"
@@ -152,8 +153,8 @@ func testLife(t *testing.T, setup fakeSetup, o Options) {
 	addTap(t, &m)
 	inst := start(t, d, m)
 	conn := connect(t, inst)
-	if health, err := conn.Health(t.Context()); err != nil || health.Started != 1 {
-		t.Errorf("the agent: %+v, %v", health, err)
+	if greeting, err := conn.Configure(t.Context(), wire.Configure{}); err != nil || greeting.Started != 1 {
+		t.Errorf("the agent: %+v, %v", greeting, err)
 	}
 	if !o.NoJail {
 		checkConfined(t, inst.PID())

@@ -136,8 +136,8 @@ func fakeAgent() http.Handler {
 		_ = http.NewResponseController(w).Flush()
 		<-r.Context().Done()
 	})
-	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(w).Encode(wire.Health{Protocol: wire.Protocol, Uptime: 2, Started: 1})
+	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(wire.Greeting{Protocol: wire.Protocol, Uptime: 2, Started: 1})
 	})
 	mux.HandleFunc("POST /poweroff", func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusNoContent)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"banger/internal/guest"
+	"banger/internal/guest/wire"
 	"banger/internal/linux"
 	"banger/internal/vmm"
 )
@@ -77,11 +78,11 @@ func must(t *testing.T, err error) {
 
 func bootID(t *testing.T, conn *guest.Conn) string {
 	t.Helper()
-	health, err := conn.Health(t.Context())
-	if err != nil || health.Started <= 0 {
-		t.Fatalf("the agent's health: %+v, %v", health, err)
+	greeting, err := conn.Configure(t.Context(), wire.Configure{})
+	if err != nil || greeting.Started <= 0 {
+		t.Fatalf("the agent: %+v, %v", greeting, err)
 	}
-	return fmt.Sprint(health.Started)
+	return fmt.Sprint(greeting.Started)
 }
 
 // checkPause finds a paused machine silent, and well when a later daemon has had it go
@@ -92,8 +93,8 @@ func (m *machine) checkPause(t *testing.T, newDriver func() vmm.Driver, inst vmm
 	must(t, inst.Pause(t.Context()))
 	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
 	defer cancel()
-	if health, err := conn.Health(ctx); err == nil {
-		t.Errorf("the agent of a paused machine answers: %+v", health)
+	if greeting, err := conn.Configure(ctx, wire.Configure{}); err == nil {
+		t.Errorf("the agent of a paused machine answers: %+v", greeting)
 	}
 	later, err := newDriver().Attach(t.Context(), m.Machine)
 	if err != nil {

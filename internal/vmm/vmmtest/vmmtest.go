@@ -314,8 +314,8 @@ func (m *machine) reachAgent(t *testing.T, inst vmm.Instance) {
 	t.Helper()
 	conn := m.connect(t, inst)
 	defer conn.Close()
-	if health, err := conn.Health(t.Context()); err != nil || health.Started <= 0 {
-		t.Errorf("the agent's health: %+v, %v", health, err)
+	if greeting, err := conn.Configure(t.Context(), wire.Configure{}); err != nil || greeting.Started <= 0 {
+		t.Errorf("the agent: %+v, %v", greeting, err)
 	}
 }
 
