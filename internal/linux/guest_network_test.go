@@ -2,10 +2,10 @@ package linux_test
 
 import (
 	"errors"
-	"fmt"
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -40,11 +40,11 @@ func TestListenTCP(t *testing.T) {
 	}
 	defer l.Close()
 	port := l.Addr().(*net.TCPAddr).Port
-	for _, host := range []string{"127.0.0.1", "[::1]"} {
-		if _, err := os.Stat("/proc/net/if_inet6"); err != nil && host == "[::1]" {
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		if _, err := os.Stat("/proc/net/if_inet6"); err != nil && host == "::1" {
 			continue // no IPv6 here
 		}
-		conn, err := net.Dial("tcp", fmt.Sprintf("%s:%d", host, port))
+		conn, err := net.Dial("tcp", net.JoinHostPort(host, strconv.Itoa(port)))
 		if err != nil {
 			t.Error(err)
 			continue

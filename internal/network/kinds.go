@@ -75,6 +75,9 @@ type links struct {
 func (l links) Kind() string   { return l.kind }
 func (l links) Volatile() bool { return true }
 
+// Apart has a tap go while its VM does; its removal waits for grace periods of RCU.
+func (l links) Apart() bool { return l.kind == KindTap }
+
 // Acquire makes the link anew: half a link is of no use.
 func (l links) Acquire(ctx context.Context, ref resource.Ref) error {
 	if err := l.Release(ctx, ref); err != nil {

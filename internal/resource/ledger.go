@@ -154,31 +154,50 @@ func (l *Ledger) unmake(ctx context.Context, k Kind, ref Ref) error {
 	}
 }
 
-// ReleaseOwner releases all that is held on behalf of owner, last acquired first.
-// It goes on after an error, and returns all of them.
-func (l *Ledger) ReleaseOwner(ctx context.Context, owner string) error {
-	return l.release(ctx, owner, func(Ref) bool { return true })
+// ReleaseOwner releases all that is held on behalf of owner, last acquired first, those of
+// kinds that go Apart beside the others. It goes on after an error, and returns all of them.
+// Only if there was none the next owners follow, each as the first.
+func (l *Ledger) ReleaseOwner(ctx context.Context, owner string, next ...string) error {
+	return l.release(ctx, append([]string{owner}, next...), func(Ref) bool { return true })
 }
 
-// release releases those of an owner, or of all where that is empty, that are wanted.
-func (l *Ledger) release(ctx context.Context, owner string, wanted func(Ref) bool) error {
-	refs, err := l.store.Resources(ctx, owner)
-	if err != nil {
-		return fmt.Errorf("ledger: list resources of %s: %w", owner, err)
-	}
-	var errs []error
-	for _, ref := range slices.Backward(refs) {
-		if wanted(ref) {
-			errs = append(errs, l.Release(ctx, ref))
+// release releases those of some owners, or of all where the one is empty, that are wanted.
+func (l *Ledger) release(ctx context.Context, owners []string, wanted func(Ref) bool) error {
+	var apart sync.WaitGroup
+	var mu sync.Mutex
+	var late, err error // of those apart, which mu guards, and of the others
+	for _, owner := range owners {
+		refs, lerr := l.store.Resources(ctx, owner)
+		if lerr != nil {
+			err = fmt.Errorf("ledger: list resources of %s: %w", owner, lerr)
+		}
+		for _, ref := range slices.Backward(refs) {
+			if !wanted(ref) {
+				continue
+			}
+			if k, ok := l.kinds[ref.Kind].(Apart); !ok || !k.Apart() {
+				err = errors.Join(err, l.Release(ctx, ref))
+				continue
+			}
+			apart.Go(func() {
+				rerr := l.Release(ctx, ref)
+				mu.Lock()
+				defer mu.Unlock()
+				late = errors.Join(late, rerr)
+			})
+		}
+		if err != nil {
+			break
 		}
 	}
-	return errors.Join(errs...)
+	apart.Wait()
+	return errors.Join(err, late)
 }
 
 // Finish releases what is neither held nor released on behalf of owner, who has
 // nothing else under way: what an earlier release could not.
 func (l *Ledger) Finish(ctx context.Context, owner string) error {
-	return l.release(ctx, owner, func(r Ref) bool { return r.State != Held })
+	return l.release(ctx, []string{owner}, func(r Ref) bool { return r.State != Held })
 }
 
 // Rows returns all rows, in order of acquisition.

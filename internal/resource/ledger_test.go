@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"banger/internal/resource"
 	"banger/internal/store"
@@ -16,6 +17,7 @@ import (
 type stubborn struct {
 	*resource.Dir
 	acquire, release error
+	released         func() // nil for nothing
 }
 
 func (s *stubborn) Acquire(ctx context.Context, r resource.Ref) error {
@@ -26,7 +28,11 @@ func (s *stubborn) Release(ctx context.Context, r resource.Ref) error {
 	if s.release != nil {
 		return s.release
 	}
-	return s.Dir.Release(ctx, r)
+	err := s.Dir.Release(ctx, r)
+	if s.released != nil {
+		s.released()
+	}
+	return err
 }
 
 // installation is a ledger on a real database, over real directories.
@@ -87,6 +93,59 @@ func TestAcquireRelease(t *testing.T) {
 			t.Fatal(err)
 		}
 		i.check(t, "c")
+	}
+}
+
+// lagging is a kind whose objects are released apart, each when gate is closed.
+type lagging struct {
+	*resource.Dir
+	gate chan struct{}
+}
+
+func (lagging) Apart() bool { return true }
+
+func (l lagging) Release(ctx context.Context, r resource.Ref) error {
+	<-l.gate
+	return l.Dir.Release(ctx, r)
+}
+
+// TestReleaseApart has an object go only when those of its owner and the next one, beside
+// which it is released, are gone: the next one's stay while an owner keeps something.
+func TestReleaseApart(t *testing.T) {
+	i := open(t, t.TempDir(), "boot", false)
+	slow := lagging{resource.NewDir("slow", i.root, false, "slow"), make(chan struct{})}
+	i.ledger = resource.New(i.db, "boot", slog.New(slog.DiscardHandler), i.kind, slow)
+	i.acquire(t, "vm/1", "a")
+	i.acquire(t, "vm/2", "b")
+	if _, err := i.ledger.Acquire(t.Context(), "vm/1", "slow", "slow/s", nil); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error)
+	i.kind.released = func() {
+		if entries, err := os.ReadDir(filepath.Join(i.root, "vms")); err == nil && len(entries) == 0 {
+			close(slow.gate)
+		}
+	}
+	go func() { ended <- i.ledger.ReleaseOwner(t.Context(), "vm/1", "vm/2") }()
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("what is released apart holds the others up")
+	}
+	i.check(t)
+
+	i.kind.released, i.kind.release = nil, errors.New("busy")
+	i.acquire(t, "vm/1", "a")
+	i.acquire(t, "vm/2", "b")
+	if err := i.ledger.ReleaseOwner(t.Context(), "vm/1", "vm/2"); !errors.Is(err, i.kind.release) {
+		t.Errorf("got %v", err)
+	}
+	refs, err := i.db.Resources(t.Context(), "vm/2")
+	if err != nil || len(refs) != 1 || refs[0].State != resource.Held {
+		t.Errorf("the next owner has %v, %v", refs, err)
 	}
 }
 

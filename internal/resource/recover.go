@@ -103,7 +103,7 @@ func (l *Ledger) objects(ctx context.Context) ([]Ref, error) {
 // pause that grows with every attempt. It may be called at any time: their names are
 // never used twice.
 func (l *Ledger) Retry(ctx context.Context) error {
-	return l.release(ctx, "", func(r Ref) bool {
+	return l.release(ctx, []string{""}, func(r Ref) bool {
 		k, ok := l.kinds[r.Kind]
 		return r.State == Releasing && r.Error != "" && ok && k.Volatile() && l.due(r.ID, time.Now())
 	})

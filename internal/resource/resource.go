@@ -77,6 +77,13 @@ type Kind interface {
 	List(context.Context) ([]Ref, error)
 }
 
+// Apart is a Kind whose objects nothing else of their owner rests upon, and which the kernel
+// takes a while to unmake: the owner's others are released at the same time.
+type Apart interface {
+	Kind
+	Apart() bool
+}
+
 // Store keeps the rows. Every method is a transaction that is durable when it
 // returns.
 type Store interface {

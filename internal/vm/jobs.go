@@ -252,23 +252,23 @@ func (s *Service) destroy(ctx context.Context, rec Record, _ *live) error {
 		s.log.Warn("record deletion", "vm", rec.Name, "err", err) // a full disk must not forbid it
 	}
 	s.keepRecord(rec)
-	if err := s.releaseRun(rec); err != nil {
-		return fmt.Errorf("delete VM %q: %w", rec.Name, err)
-	}
-	if err := s.ledger.ReleaseOwner(ctx, ownerOf(rec.ID)); err != nil {
+	if err := s.releaseRun(rec, ownerOf(rec.ID)); err != nil {
 		return fmt.Errorf("delete VM %q: %w", rec.Name, err)
 	}
 	return api.About(s.store.DeleteVM(ctx, rec.ID), "delete VM %q", rec.Name)
 }
 
-// releaseRun gives back what a VM holds while it runs, its VMM first of all.
-func (s *Service) releaseRun(rec Record) error {
+// releaseRun gives back what a VM holds while it runs, its VMM first of all, then what the
+// next owners hold.
+func (s *Service) releaseRun(rec Record, next ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	if err := s.ledger.ReleaseOwner(ctx, runOwnerOf(rec.ID)); err != nil {
+	owner := runOwnerOf(rec.ID)
+	err := s.ledger.ReleaseOwner(ctx, owner, next...)
+	if err != nil && (len(next) == 0 || s.ledger.ReleaseOwner(ctx, owner) != nil) {
 		return err // what is still there stays under its rules
 	}
-	return errors.Join(s.dropHandles(rec.ID), s.released(ctx, runOwnerOf(rec.ID)))
+	return errors.Join(err, s.dropHandles(rec.ID), s.released(ctx, owner))
 }
 
 // adopt takes up the VMM of a VM that an earlier run of the daemon started. Only that
