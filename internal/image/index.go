@@ -18,6 +18,10 @@ import (
 // checksum.
 const indexMagic = "banger layer tree 1\n"
 
+// indexWindow is how far back zstd refers. Its default of some MiB, which each reader clears
+// first, would take longer than a tree does.
+const indexWindow = 256 << 10
+
 // What a node of the index says of itself.
 const (
 	isDir byte = 1 << iota
@@ -31,7 +35,7 @@ var errIndex = errors.New("the tree of the layer is damaged")
 
 // writeIndex writes the tree of a layer.
 func writeIndex(w io.Writer, root *node) error {
-	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true))
+	z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(true), zstd.WithWindowSize(indexWindow))
 	if err != nil {
 		return err
 	}
@@ -164,8 +168,9 @@ func (d *indexReader) node(depth int) *node {
 		n.target = d.text(maxTarget)
 		return n
 	}
-	n.children = map[string]*node{}
-	for range d.count(d.left) {
+	count := d.count(d.left)
+	n.children = make(map[string]*node, min(count, 1000)) // more have to show first
+	for range count {
 		if d.err != nil {
 			break
 		}
