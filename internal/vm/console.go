@@ -2,6 +2,7 @@ package vm
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -116,6 +117,24 @@ func agentSaid(console string) (reason string, ok bool) {
 	}
 	line, _, _ := strings.Cut(console[i+len("\nbanger-agent: "):], "\n")
 	return strings.CutSuffix(strings.TrimSpace(line), "; powering off")
+}
+
+// awaitGivingUp returns when the agent has said that it gives the guest up, on a console of
+// which the first bytes are of former runs, or when ctx ends: not every kernel can power off,
+// as it does then.
+func (s *Service) awaitGivingUp(ctx context.Context, id string, former int64) {
+	ticker := time.NewTicker(time.Second)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+			if _, ok := agentSaid(s.consoleTail(id, former)); ok {
+				return
+			}
+		}
+	}
 }
 
 // rebooted tells, by what was said last on the console, a guest that wanted to start

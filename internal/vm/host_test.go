@@ -29,6 +29,7 @@ const (
 	obedient  mood = iota
 	stubborn       // ignores the power-off and the power button
 	silent         // its agent never answers
+	hopeless       // its agent says that it gives up, and the machine stays on
 	stillborn      // its VMM ends before the agent answers
 	unable         // its VMM does not start
 )
@@ -168,8 +169,13 @@ func (d driver) launch(ctx context.Context, m *machine) (vmm.Instance, error) {
 		d.mu.Unlock()
 		close(m.exited)
 	}()
-	if m.mood == stillborn {
+	switch m.mood {
+	case stillborn:
 		_ = m.power.Close()
+	case hopeless:
+		if err := os.WriteFile(spec.Console, []byte("[    1.0] booted\nbanger-agent: no disk vda; powering off\n"), 0o600); err != nil {
+			return nil, err
+		}
 	}
 	return instance{m, d, true}, nil
 }
@@ -205,7 +211,7 @@ func (m *machine) listen(listener net.Listener, server *http.Server) {
 		if err != nil {
 			return
 		}
-		if m.mood == silent {
+		if m.mood == silent || m.mood == hopeless {
 			go func() { <-m.exited; _ = conn.Close() }()
 			continue
 		}

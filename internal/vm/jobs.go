@@ -172,7 +172,13 @@ func (s *Service) boot(ctx context.Context, owner string, rec Record, r bootRoot
 	if still > 0 && engine.Info.Accel == "tcg" {
 		patience = still
 	}
-	conn, greeting, err := s.connectWithin(ctx, patience, inst, rec)
+	hoping, giveUp := context.WithCancel(ctx)
+	defer giveUp()
+	go func() {
+		defer giveUp()
+		s.awaitGivingUp(hoping, rec.ID, spec.Console)
+	}()
+	conn, greeting, err := s.connectWithin(hoping, patience, inst, rec)
 	if patience == still && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 		return booted{}, errors.Join(errStill, inst.Close())
 	}

@@ -454,3 +454,18 @@ func TestLease(t *testing.T) {
 	})
 	w.empty()
 }
+
+// TestAgentGivesUp has a guest whose agent gives it up, and whose machine stays on all the
+// same: it is not waited for, nor left behind.
+func TestAgentGivesUp(t *testing.T) {
+	w := newWorld(t)
+	w.must(w.boot(0))
+	defer w.down()
+	w.create("a")
+	w.machines.plan(hopeless)
+	err := w.wait(w.svc.Start(context.Background(), 0, "a"))
+	if api.CodeOf(err) != api.CodeGuest || !strings.Contains(err.Error(), `the agent gave up: "no disk vda"`) {
+		t.Errorf("got %v", err)
+	}
+	w.is(api.VMStopped, "")
+}
