@@ -33,7 +33,9 @@ func args(m vmm.Machine, accel string, tscKHz int64) []string {
 	cmdline := "console=ttyS0 quiet reboot=t panic=-1 cryptomgr.notests mitigations=off random.trust_cpu=on"
 	cpu := "host"
 	if accel == "tcg" {
-		cpu = "max"
+		// A kernel that is told of fast string instructions copies byte by byte, each of
+		// which is emulated: without, it boots a quarter of a second sooner.
+		cpu = "max,erms=off,fsrm=off"
 		if tscKHz > 0 {
 			cmdline += fmt.Sprintf(" tsc_early_khz=%d tsc=reliable", tscKHz)
 		}

@@ -60,8 +60,8 @@ func TestArgs(t *testing.T) {
 	}{
 		"kvm":                  {"kvm", 0, "host", ""},
 		"kvm with a known TSC": {"kvm", 2100000, "host", ""}, // it has the host's clock
-		"tcg":                  {"tcg", 2100000, "max", " tsc_early_khz=2100000 tsc=reliable"},
-		"tcg without TSC":      {"tcg", 0, "max", ""},
+		"tcg":                  {"tcg", 2100000, "max,erms=off,fsrm=off", " tsc_early_khz=2100000 tsc=reliable"},
+		"tcg without TSC":      {"tcg", 0, "max,erms=off,fsrm=off", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var got strings.Builder
