@@ -42,7 +42,7 @@ func syncNft(want []NftTable) error {
 	if err != nil {
 		return err
 	}
-	defer conn.CloseLasting()
+	defer func() { go conn.CloseLasting() }() // which waits for the grace period of what went with the batch
 	whole := true
 	chains := make([][]string, len(want))
 	for i, t := range want {
