@@ -240,7 +240,7 @@ func (c *Conn) doWithin(ctx context.Context, timeout time.Duration, what, method
 		}
 		return api.Errorf(api.CodeGuest, "%s: %q", what, plain(e.Message, maxMessage))
 	}
-	if out == nil {
+	if out == nil || resp.StatusCode == http.StatusNoContent {
 		return nil
 	}
 	if err := json.Unmarshal(answer, out); err != nil {

@@ -127,6 +127,17 @@ func TestProtocolRange(t *testing.T) {
 	}
 }
 
+// TestSilentProtocol has an agent of before the answer to its configuration.
+func TestSilentProtocol(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST /configure", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	err := meet(t.Context(), t, serve(t, mux))
+	expectGuest(t, err, "its agent speaks protocol 0")
+	if e := api.AsError(err); e == nil || e.Hint == "" {
+		t.Error("no hint")
+	}
+}
+
 // TestHostileAnswers has a guest that shakes hands properly and then says, on each
 // stream, what it likes.
 func TestHostileAnswers(t *testing.T) {

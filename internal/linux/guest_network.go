@@ -15,13 +15,15 @@ import (
 )
 
 // LinkWith finds the link with a hardware address in /sys/class/net, which is at dir: that
-// of the network namespace of who mounted it. An emulated guest reads there a good deal
-// faster than what netlink tells of a link. unix.ENODEV where there is none.
+// of the network namespace of who mounted it. Of several it is the oldest: a bridge takes the
+// address of one of its ports. An emulated guest reads there a good deal faster than what
+// netlink tells of a link. unix.ENODEV where there is none.
 func LinkWith(dir string, mac net.HardwareAddr) (net.Interface, error) {
 	links, err := os.ReadDir(dir)
 	if err != nil {
 		return net.Interface{}, fmt.Errorf("list links: %w", err)
 	}
+	var found net.Interface
 	for _, l := range links {
 		address, err := os.ReadFile(filepath.Join(dir, l.Name(), "address"))
 		if err != nil || strings.TrimSpace(string(address)) != mac.String() {
@@ -29,12 +31,17 @@ func LinkWith(dir string, mac net.HardwareAddr) (net.Interface, error) {
 		}
 		text, err := os.ReadFile(filepath.Join(dir, l.Name(), "ifindex"))
 		if err != nil {
-			return net.Interface{}, err
+			continue
 		}
 		index, err := strconv.Atoi(strings.TrimSpace(string(text)))
-		return net.Interface{Index: index, Name: l.Name(), HardwareAddr: mac}, err
+		if err == nil && (found.Index == 0 || index < found.Index) {
+			found = net.Interface{Index: index, Name: l.Name(), HardwareAddr: mac}
+		}
 	}
-	return net.Interface{}, fmt.Errorf("look for the network interface %s: %w", mac, unix.ENODEV)
+	if found.Index == 0 {
+		return found, fmt.Errorf("look for the network interface %s: %w", mac, unix.ENODEV)
+	}
+	return found, nil
 }
 
 // ConfigureLink gives a link an IPv4 address and makes gateway the default route. What is

@@ -25,11 +25,25 @@ func TestLinkWith(t *testing.T) {
 		t.Errorf("an address that nobody has: %+v, %v", link, err)
 	}
 	dir := t.TempDir()
-	if err := os.Mkdir(filepath.Join(dir, "gone"), 0o700); err != nil {
-		t.Fatal(err)
+	add := func(name string, files map[string]string) {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		for file, text := range files {
+			if err := os.WriteFile(filepath.Join(dir, name, file), []byte(text+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
+	add("gone", nil)
+	add("going", map[string]string{"address": other.String()})
 	if link, err := linux.LinkWith(dir, other); !errors.Is(err, unix.ENODEV) {
-		t.Errorf("a link without an address: %+v, %v", link, err)
+		t.Errorf("links of which something is missing: %+v, %v", link, err)
+	}
+	add("br0", map[string]string{"address": other.String(), "ifindex": "12"})
+	add("eth0", map[string]string{"address": other.String(), "ifindex": "2"})
+	if link, err := linux.LinkWith(dir, other); err != nil || link.Name != "eth0" || link.Index != 2 {
+		t.Errorf("a bridge and its port: %+v, %v", link, err)
 	}
 }
 
