@@ -13,14 +13,11 @@ import (
 	"banger/internal/hosttest"
 )
 
-// The versions of the build that is replaced by that under test.
-const (
-	olderVersion = "v0-older"
-	olderAgent   = "v0-older-agent"
-)
+// olderVersion is that of the build that is replaced by that under test.
+const olderVersion = "v0-older"
 
-// olderBuild builds the daemon and the command line as another version, with an agent
-// of another version within the daemon. The directory has what make install needs.
+// olderBuild builds the daemon and the command line as another version, with another build
+// of the agent within the daemon. The directory has what make install needs.
 func olderBuild(t *testing.T, root string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -29,18 +26,14 @@ func olderBuild(t *testing.T, root string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const function = "func version() string {"
-	if strings.Count(string(text), function) != 1 {
-		t.Fatalf("%s has no %q, in place of which another version would be put", source, function)
-	}
 	agent, overlaid, overlay := filepath.Join(dir, "banger-agent"), filepath.Join(dir, "server.go"), filepath.Join(dir, "overlay.json")
 	embedded := filepath.Join(root, "internal", "agentbin", "bin", "banger-agent")
-	replaced := strings.Replace(string(text), function, function+"\n\tif true {\n\t\treturn \""+olderAgent+"\"\n\t}\n", 1)
+	different := string(text) + "\nfunc init() { _, _ = os.Stat(\"/" + olderVersion + "\") }\n"
 	instead, err := json.Marshal(map[string]map[string]string{"Replace": {source: overlaid, embedded: agent}})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for path, content := range map[string]string{overlaid: replaced, overlay: string(instead)} {
+	for path, content := range map[string]string{overlaid: different, overlay: string(instead)} {
 		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -174,14 +167,18 @@ func install(t *testing.T, v *hosttest.HostVM) {
 
 // upgrade has this build replace the older one under a running VM.
 func upgrade(t *testing.T, v *hosttest.HostVM) {
-	const versions = "banger system status --json | grep '\"version\"'; banger vm show a | grep '^agent '"
-	if got := v.Must(t, versions); !strings.Contains(got, olderVersion) || !strings.Contains(got, olderAgent) {
-		t.Errorf("before: %s", got)
+	const version, agent = "banger system status --json | grep '\"version\"'", "banger vm show a | awk '$1 == \"agent\" { print $2 }'"
+	before := v.Must(t, agent)
+	if got := v.Must(t, version); !strings.Contains(got, `"`+olderVersion+`"`) || before == "" {
+		t.Errorf("before: %s, %q", got, before)
 	}
 	v.Must(t, "make --no-print-directory -C "+hosttest.HostVMFiles+"/this install")
-	got := v.Must(t, versions)
-	if strings.Contains(got, `"`+olderVersion+`"`) || !strings.Contains(got, olderAgent) {
-		t.Errorf("after: %s; want this daemon, and the agent that the VM was started with", got)
+	after := v.Must(t, agent)
+	if got := v.Must(t, version); strings.Contains(got, `"`+olderVersion+`"`) || after != before {
+		t.Errorf("after: %s, %s; want this daemon, and the agent that the VM was started with: %s", got, after, before)
+	}
+	if show := v.Must(t, "banger vm show a"); !regexp.MustCompile(`(?m)^at the next start +agent$`).MatchString(show) {
+		t.Errorf("this build's agent does not come with the next start:\n%s", show)
 	}
 	// The older agent does what it did.
 	if got := v.Must(t, "echo x >/tmp/file && banger vm cp /tmp/file a:/srv/file && banger vm exec a -- cat /srv/file"); got != "x" {
