@@ -31,7 +31,7 @@ type live struct {
 	steps   []api.Step
 	disks   []vmm.Disk // in the order of the machine
 	cgroup  string     // its directory
-	connect func(context.Context, vmm.Instance, Record) (*guest.Conn, wire.Greeting, error)
+	connect func(context.Context, vmm.Instance, Record) (*guest.Conn, error)
 	log     *slog.Logger
 	stop    context.CancelFunc
 	ended   chan struct{} // closed when keep has returned
@@ -50,12 +50,14 @@ type live struct {
 	turned chan struct{} // closed and replaced whenever one of both changes
 }
 
-// connect makes the channel to the agent and configures the guest. What is returned of
-// the agent's health is as of then.
-func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, wire.Greeting, error) {
-	return s.connectWithin(ctx, bootTimeout, inst, rec)
+// connect makes the channel to the agent and configures the guest.
+func (s *Service) connect(ctx context.Context, inst vmm.Instance, rec Record) (*guest.Conn, error) {
+	conn, _, err := s.connectWithin(ctx, bootTimeout, inst, rec)
+	return conn, err
 }
 
+// connectWithin is connect within a time of the caller's. The greeting is the answer to the
+// configuration.
 func (s *Service) connectWithin(ctx context.Context, timeout time.Duration, inst vmm.Instance, rec Record) (*guest.Conn, wire.Greeting, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -123,7 +125,7 @@ func (l *live) keep(ctx context.Context) {
 		if !l.awaitTurn(ctx) {
 			return
 		}
-		conn, _, err := l.connect(ctx, l.inst, l.record())
+		conn, err := l.connect(ctx, l.inst, l.record())
 		if err == nil {
 			l.set(conn)
 			continue

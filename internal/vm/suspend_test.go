@@ -74,7 +74,7 @@ func TestStandstill(t *testing.T) {
 	w.is(api.VMSuspended, "")
 	w.ask(w.svc.Start)
 	w.is(api.VMRunning, knows)
-	if v := w.get("a"); v.PID == 0 || v.Engine == "" || len(v.Steps) == 0 || len(v.Pending) != 0 {
+	if v := w.get("a"); v.PID == 0 || v.Engine == "" || v.Agent != "cat" || len(v.Steps) == 0 || len(v.Pending) != 0 {
 		t.Errorf("it woke as %+v", v)
 	}
 

@@ -220,7 +220,7 @@ func (w *world) boot(passages int) error {
 	w.svc = vm.New(vm.Config{
 		Store: st, Assets: w.assets(w.db, dirs), Ledger: w.ledger, Dirs: dirs, RunDirs: runDirs, Cgroups: cgroups, Uppers: uppers, Works: works,
 		Bases: bases, Cows: cows, Snapshots: disk.NewSnapshots(w.ledger, w.installed, w.state, w.kernel()),
-		Network: w.net, UIDs: vm.UIDs{First: 1 << 30, Last: 1<<30 + 1000}, Engines: vmm.Engines{w.driver()}, Operations: w.ops, StateDir: w.state, Installation: w.installed, Log: log,
+		Network: w.net, UIDs: vm.UIDs{First: 1 << 30, Last: 1<<30 + 1000}, Engines: vmm.Engines{w.driver()}, Operations: w.ops, StateDir: w.state, Installation: w.installed, Agent: "cat", Log: log,
 		Defaults: api.CreateVM{Image: "debian", CPUs: 1, Memory: 64 << 20, RootDisk: w.root, RootSize: 64 << 20, DiskSize: new(int64(64 << 20)), NAT: new(true), IO: &api.IO{}, Network: api.NetworkNone},
 	})
 	if w.grace > 0 {

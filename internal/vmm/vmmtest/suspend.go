@@ -76,6 +76,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
+// bootID tells one boot of a guest from another: to the nanosecond, when its agent began.
 func bootID(t *testing.T, conn *guest.Conn) string {
 	t.Helper()
 	greeting, err := conn.Configure(t.Context(), wire.Configure{})
